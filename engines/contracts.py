@@ -1,0 +1,247 @@
+"""What goes into and comes out of an engine: forgery types, masks, evidence, analyses, and the manifest of a bundle.
+
+Boxes and masks here are in the pixel frame of the face crop (origin top left, x right); `fifa_stream.infer` takes them home to the frame.
+
+    EngineError                 nothing wrong with the caller's frame: the bundle or its runtime cannot be used
+      BundleError               the files are not what the manifest says; carries one of `BundleFault`
+      ProviderError             the runtime asked for is not the one that runs
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+FORGERY_TYPES = ("identity_swap", "expression_swap", "attribute_manipulation", "entire_synthesis")
+"""The four families, in the order of every type vector."""
+
+MANIFEST_SCHEMA = "1.0"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PlainFileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name inside the bundle folder: no separators, so a manifest cannot point outside."""
+
+
+class Label(StrEnum):
+    """What a verdict says of a face or frame."""
+
+    REAL = "real"
+    FAKE = "fake"
+    INCONCLUSIVE = "inconclusive"
+
+
+class BundleFault(StrEnum):
+    """Why a bundle is refused."""
+
+    MISSING_FILE = "missing_file"
+    UNREADABLE_MANIFEST = "unreadable_manifest"
+    MANIFEST_DIGEST = "manifest_digest"
+    PINNED_DIGEST = "pinned_digest"
+    FILE_DIGEST = "file_digest"
+    WRONG_INTERFACE = "wrong_interface"
+    UNSUPPORTED = "unsupported"
+
+
+class EngineError(Exception):
+    """The engine cannot be used; the message gives cause, value and remedy."""
+
+
+class BundleError(EngineError):
+    """The bundle is refused before anything of it is run."""
+
+    def __init__(self, fault: BundleFault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class ProviderError(EngineError):
+    """The requested runtime is not installed or is not the one that would run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A binary mask as COCO run lengths (column-major, compressed string)."""
+
+    size_hw: tuple[int, int]
+    counts: str
+
+    @staticmethod
+    def encode(mask_HW: NDArray[np.bool_]) -> "Mask":
+        """Compress a boolean mask."""
+        rle = coco_mask.encode(np.asfortranarray(mask_HW, np.uint8))
+        return Mask((int(mask_HW.shape[0]), int(mask_HW.shape[1])), rle["counts"].decode("ascii"))
+
+    def decode(self) -> NDArray[np.bool_]:
+        """Return the (H, W) mask."""
+        decoded: NDArray[np.uint8] = coco_mask.decode({"size": list(self.size_hw), "counts": self.counts.encode("ascii")})
+        return decoded.astype(bool)
+
+    @property
+    def area(self) -> int:
+        """Number of masked pixels."""
+        return int(coco_mask.area({"size": list(self.size_hw), "counts": self.counts.encode("ascii")}))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One phrase of an explanation and where it points."""
+
+    phrase: str
+    char_span: tuple[int, int]
+    """Unicode code points into the plain text, end exclusive: `text[slice(*char_span)] == phrase`."""
+    concept: str
+    """FICT id."""
+    mask_probability_HW: NDArray[np.float32]
+    """(H, W) float32 in [0, 1] on the mask decoder's grid, which covers the whole crop."""
+    mask_confidence: float
+    """Predicted IoU of the mask, in [0, 1]."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Measurements of the crop inside against around the mask, by name (`engines.measure`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Text with its evidence, in the order of the phrases."""
+
+    text: str
+    markup: str
+    """The same text with `<p> phrase </p> [SEG]`."""
+    evidence: tuple[Evidence, ...]
+    truncated: bool = False
+    """The decoder reached its token limit; the text ends at the last whole sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What the engine says of one face crop."""
+
+    fake_score: float
+    """Calibrated probability that the face is manipulated."""
+    raw_score: float
+    """The uncalibrated logit."""
+    type_probs: tuple[float, ...]
+    """Over `FORGERY_TYPES`; given that the face is fake."""
+    artifact_map_HW: NDArray[np.float32]
+    """Patch probabilities of manipulation, float32 (grid, grid)."""
+    explanation: Explanation | None
+    """None when it was not asked for."""
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Closed):
+    """Name, dtype and shape of one input or output; a string stands for a dynamic dimension."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
+    shape: tuple[int | str, ...]
+
+
+PartName = Literal["encoder", "decoder", "mask_decoder", "face_detector"]
+
+
+class FileSpec(_Closed):
+    """One file of the bundle."""
+
+    file: PlainFileName
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class PartSpec(FileSpec):
+    """One graph of the bundle."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Calibration(_Closed):
+    """Raw logit to probability: sigmoid(logit * scale + bias) (Platt; `bias` 0 is temperature scaling)."""
+
+    method: Literal["temperature", "platt"]
+    scale: float = Field(gt=0)
+    bias: float
+    fitted_on: str
+    """Which faces, in words."""
+    ece: float | None = None
+    """Expected calibration error on held-out faces, 15 equal-mass bins."""
+
+
+class OperatingPoint(_Closed):
+    """Two cuts on the calibrated score: fake at or above `fake_at`, real below `real_below`, inconclusive between."""
+
+    name: str
+    fake_at: float = Field(ge=0, le=1)
+    real_below: float = Field(ge=0, le=1)
+    explain_at: float = Field(ge=0, le=1)
+    """Faces that score at or above this are explained when explanations are on 'auto'."""
+    fpr_target: float | None = None
+
+
+class DecoderSpec(_Closed):
+    """What the decode loop must know of the language decoder."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    width: int
+    vocab_size: int
+    num_prefix_tokens: int
+    capacity: int
+    """Slots of the KV cache; prefix, prompt and answer must fit."""
+    max_new_tokens: int
+
+
+class PreprocessSpec(_Closed):
+    """How a frame becomes the encoder's input; the values that this code implements are checked, not configured."""
+
+    image_size: int
+    grid: int
+    mask_size: int
+    crop_scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Manifest(_Closed):
+    """All that is known of a bundle; read and checked before any other file is opened."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    name: str
+    version: str
+    precision: Literal["fp32", "fp16", "bf16"]
+    """Stored weights; the ONNX Runtime CPU backend computes in fp32."""
+    backend: Literal["onnxruntime"]
+    parts: dict[PartName, PartSpec]
+    files: dict[Literal["tokenizer", "token_embeddings", "model_card", "weights_licence", "notice"], FileSpec]
+    preprocess: PreprocessSpec
+    decoder: DecoderSpec
+    forgery_types: tuple[str, ...]
+    fict_depth: Literal[5, 14, 33, 112]
+    calibration: Calibration
+    operating_points: dict[str, OperatingPoint]
+    default_operating_point: str
+    score_baseline: tuple[float, ...]
+    """Share of calibrated scores in 20 equal bins on held-out faces: what drift is measured against."""
+    licences: dict[str, str]
+    """Code, weights, data and pretrained parts, each in one line."""
+    provenance: dict[str, str]
+    """Digest of the checkpoint, tool versions."""
+    metrics: dict[str, float]
+    """Measured on the *report* part; the model card says how."""
+    digest: Sha256
+    """sha256 of this manifest's canonical JSON without this field."""
+
+
+def canonical_digest(manifest: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of a manifest without its own `digest`."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()

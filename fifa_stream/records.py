@@ -1,0 +1,403 @@
+"""The wire: frames in, verdicts and dead letters out. The only place that knows header names and JSON field names.
+
+Frames are raw image bytes under plain or CloudEvents (`ce_*`) headers; verdicts are JSON and CloudEvents in binary mode; dead letters keep key,
+value and headers of the input and add `dlq-*` headers. Boxes and masks are in frame pixels, origin top left.
+
+    RecordError      this record cannot become a verdict: dead-letter it and go on; carries one of `Reason`
+    TransientError   worth a bounded retry (a claim-check store that does not answer)
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engines.contracts import Label
+
+SCHEMA_VERSION = "1.0"
+"""Of the verdict: minor grows with optional fields, major breaks."""
+
+VERDICT_TYPE = "fifa.verdict.v1"
+VERDICT_SCHEMA = "urn:fifa-stream:verdict:1.0"
+EVENT_SOURCE = "urn:fifa-stream"
+
+RESERVED = ("query", "timeline", "segments", "stream")
+"""Verdict fields that are in the schema from the first version and filled when streams have a memory."""
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Reason(StrEnum):
+    """Why a record is dead-lettered: the whole list."""
+
+    EMPTY_VALUE = "empty_value"
+    INVALID_HEADER = "invalid_header"
+    RECORD_TOO_LARGE = "record_too_large"
+    UNSUPPORTED_MEDIA = "unsupported_media"
+    MEDIA_MISMATCH = "media_mismatch"
+    UNDECODABLE_IMAGE = "undecodable_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_TOO_SMALL = "image_too_small"
+    CLAIM_FORBIDDEN = "claim_forbidden"
+    CLAIM_UNAVAILABLE = "claim_unavailable"
+    CLAIM_MISMATCH = "claim_mismatch"
+
+
+class RecordError(Exception):
+    """One bad record. The message gives cause, value and remedy, and never holds image bytes."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TransientError(Exception):
+    """Worth another try, up to the configured limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A record as the broker gave it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What was asked of this frame: one FICT concept, or one box in frame pixels."""
+
+    region: str | None = None
+    box_xyxy: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """A record whose headers have been read. The image is still encoded."""
+
+    raw: RawRecord
+    stream_id: str
+    """Header `stream-id`, else the key as text, else 'topic/partition'."""
+    content_type: str | None
+    frame_index: int | None
+    pts_ms: int | None
+    deadline_ms: int | None
+    """Unix time by which the verdict is still of use; afterwards the frame is scored but not explained."""
+    is_crop: bool
+    """`fifa-crop: true`: the image already is one face crop; no detection."""
+    query: Query | None
+    traceparent: str | None
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in frame pixels."""
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoteCode(StrEnum):
+    """Typed remarks on a frame or face: the whole list."""
+
+    NO_FACE = "no_face"
+    FACE_TOO_SMALL = "face_too_small"
+    BLURRED = "blurred"
+    TOO_DARK = "too_dark"
+    TOO_BRIGHT = "too_bright"
+    PARTLY_OUTSIDE = "partly_outside"
+    ROTATED = "rotated"
+    TOO_MANY_FACES = "too_many_faces"
+    NOT_EXPLAINED = "not_explained"
+    EXPLANATION_TRUNCATED = "explanation_truncated"
+    DEADLINE_PASSED = "deadline_passed"
+    QUERY_NOT_ANSWERED = "query_not_answered"
+
+
+class Note(_Wire):
+    """One typed remark."""
+
+    code: NoteCode
+    message: str
+
+
+class InputCoordinates(_Wire):
+    """Which record this verdict answers; (topic, partition, offset) is the idempotency key for sinks."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    stream_id: str
+    frame_index: int | None = None
+    pts_ms: int | None = None
+
+
+class EngineIdentity(_Wire):
+    """Which weights and which runtime answered."""
+
+    name: str
+    version: str
+    manifest_sha256: str
+    encoder_sha256: str
+    precision: str
+    backend: str
+
+
+class Media(_Wire):
+    """The image that was looked at."""
+
+    type: Literal["image"] = "image"
+    content_type: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    uri: str | None = None
+
+
+class OperatingPointUsed(_Wire):
+    """The two cuts behind a label."""
+
+    name: str
+    fake_at: Score
+    real_below: Score
+    fpr_target: float | None = None
+
+
+class RunLengths(_Wire):
+    """COCO run lengths (compressed string) over the whole frame."""
+
+    size: tuple[int, int]
+    """(height, width)."""
+    counts: str
+
+
+class EvidenceItem(_Wire):
+    """A phrase of the explanation and the pixels it speaks of."""
+
+    id: str
+    phrase: str
+    char_span: tuple[int, int]
+    """Unicode code points into `explanation.text`, end exclusive."""
+    concept: str
+    concept_path: tuple[str, ...]
+    mask: RunLengths
+    mask_confidence: Score
+    box: Box | None
+    """Tight box of the mask; null when the mask is empty."""
+    measured: dict[str, float] = {}
+
+
+class ExplanationText(_Wire):
+    """The explanation, plain and with `<p> phrase </p> [SEG]`."""
+
+    text: str
+    markup: str
+
+
+class Quality(_Wire):
+    """What the face crop is like; a face that fails does not decide the frame's label."""
+
+    passed: bool
+    face_px: float
+    """Shorter side of the face box in frame pixels."""
+    sharpness: float
+    """Standard deviation of the Laplacian of luma on the crop, 0..255 scale."""
+    brightness: float
+    """Mean luma, 0..255."""
+    roll_deg: float | None = None
+
+
+class ForgeryType(_Wire):
+    """Which family, given that the face is fake."""
+
+    label: str
+    probs: dict[str, Score]
+
+
+class FaceVerdict(_Wire):
+    """One face."""
+
+    id: int
+    box: Box
+    detection_confidence: Score | None
+    """Null for images that came as a crop."""
+    quality: Quality
+    fake_score: Score
+    """Calibrated; 1 = fake."""
+    raw_score: float
+    label: Label
+    forgery_type: ForgeryType
+    evidence: tuple[EvidenceItem, ...] = ()
+    explanation: ExplanationText | None = None
+    notes: tuple[Note, ...] = ()
+
+
+class Verdict(_Wire):
+    """What is said of one frame. `timeline`, `segments` and `stream` are reserved: filled when streams have a memory."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    id: str
+    """'topic/partition/offset', or the media digest where there is no broker."""
+    input: InputCoordinates | None
+    engine: EngineIdentity
+    media: Media
+    label: Label
+    """That of the face with the highest fake_score among faces that pass quality; else inconclusive, with a note."""
+    fake_score: Score | None
+    operating_point: OperatingPointUsed
+    faces: tuple[FaceVerdict, ...]
+    notes: tuple[Note, ...] = ()
+    timings_ms: dict[str, float]
+    query: dict[str, Any] | None = None
+    timeline: tuple[dict[str, Any], ...] | None = None
+    segments: tuple[dict[str, Any], ...] | None = None
+    stream: dict[str, Any] | None = None
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON; the reserved fields are left out while nothing fills them."""
+        return self.model_dump_json(exclude={name for name in RESERVED if getattr(self, name) is None}).encode()
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Self:
+        """Validate a verdict read from the topic."""
+        return cls.model_validate_json(payload)
+
+
+def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
+    """Read the headers of one record. CloudEvents and plain names are both understood; of a repeated header the last counts.
+
+    Raises RecordError (`empty_value`, `record_too_large`, `invalid_header`).
+    """
+    size = len(raw.value or b"")
+    if size == 0:
+        raise RecordError(Reason.EMPTY_VALUE, "the record's value is empty; send the encoded image as the value")
+    if size > max_value_bytes:
+        raise RecordError(
+            Reason.RECORD_TOO_LARGE, f"the value has {size} bytes, limits.max_record_bytes is {max_value_bytes}; send a smaller image or a claim check"
+        )
+    text = {name.lower(): _text(name, value) for name, value in raw.headers}
+    stream_id = text.get("stream-id") or text.get("ce_partitionkey") or (_text("key", raw.key) if raw.key else "") or f"{raw.topic}/{raw.partition}"
+    return FrameRecord(
+        raw=raw,
+        stream_id=_bounded("stream-id", stream_id),
+        content_type=(text.get("content-type") or text.get("ce_datacontenttype") or "").split(";")[0].strip().lower() or None,
+        frame_index=_integer(text, "frame-index"),
+        pts_ms=_integer(text, "pts-ms"),
+        deadline_ms=_integer(text, "deadline-ms"),
+        is_crop=_flag(text, "fifa-crop"),
+        query=parse_query(text["fifa-query"]) if text.get("fifa-query") else None,
+        traceparent=text.get("traceparent") or text.get("ce_traceparent"),
+    )
+
+
+def parse_query(text: str) -> Query:
+    """'right_cheek' or 'x0,y0,x1,y1'. Raises RecordError (`invalid_header`)."""
+    if "," not in text:
+        return Query(region=_bounded("fifa-query", text.strip()))
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RecordError(Reason.INVALID_HEADER, f"fifa-query {text[:80]!r} is neither a FICT name nor four numbers x0,y0,x1,y1") from None
+    if not (0 <= x0 < x1 < 1e6 and 0 <= y0 < y1 < 1e6):  # also refuses NaN
+        raise RecordError(Reason.INVALID_HEADER, f"fifa-query box {text[:80]!r} must have 0 <= x0 < x1 and 0 <= y0 < y1, in pixels")
+    return Query(box_xyxy=(x0, y0, x1, y1))
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordError(Reason.INVALID_HEADER, f"{name} is not UTF-8: {value[:16].hex()}...; encode headers and key as UTF-8") from None
+
+
+def _bounded(name: str, text: str, limit: int = 256) -> str:
+    if len(text) > limit:
+        raise RecordError(Reason.INVALID_HEADER, f"{name} has {len(text)} characters, at most {limit} are accepted")
+    return text
+
+
+def _integer(text: dict[str, str], name: str) -> int | None:
+    value = text.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = int(value)
+    except ValueError:
+        raise RecordError(Reason.INVALID_HEADER, f"{name} {value[:40]!r} is not an integer") from None
+    if not 0 <= number < 2**63:
+        raise RecordError(Reason.INVALID_HEADER, f"{name} {number} is out of range 0..2^63-1")
+    return number
+
+
+def _flag(text: dict[str, str], name: str) -> bool:
+    value = text.get(name, "false").strip().lower()
+    if value not in ("true", "false", "1", "0"):
+        raise RecordError(Reason.INVALID_HEADER, f"{name} {value[:40]!r} is not true or false")
+    return value in ("true", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class OutRecord:
+    """A record to produce."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+def verdict_record(verdict: Verdict, frame: FrameRecord, *, now: datetime | None = None) -> OutRecord:
+    """Wrap a verdict as CloudEvents binary; the key is the stream id, so a stream's verdicts stay in order."""
+    time = (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    headers: dict[str, str] = {
+        "content-type": "application/json",
+        "ce_specversion": "1.0",
+        "ce_id": verdict.id,
+        "ce_source": EVENT_SOURCE,
+        "ce_type": VERDICT_TYPE,
+        "ce_time": time,
+        "ce_subject": frame.stream_id,
+        "ce_dataschema": VERDICT_SCHEMA,
+        "ce_partitionkey": frame.stream_id,
+        "stream-id": frame.stream_id,
+        "fifa-schema-version": verdict.schema_version,
+        "fifa-label": verdict.label.value,
+        "fifa-engine": verdict.engine.manifest_sha256,
+        "fifa-input": f"{frame.raw.topic}/{frame.raw.partition}/{frame.raw.offset}",
+    }
+    if frame.frame_index is not None:
+        headers["frame-index"] = str(frame.frame_index)
+    if frame.pts_ms is not None:
+        headers["pts-ms"] = str(frame.pts_ms)
+    if frame.traceparent:
+        headers["traceparent"] = frame.traceparent
+    return OutRecord(frame.stream_id.encode(), verdict.to_bytes(), tuple((name, value.encode()) for name, value in headers.items()))
+
+
+def dead_letter_record(raw: RawRecord, error: RecordError, *, group: str, attempts: int = 1, keep_value: bool = True) -> OutRecord:
+    """Key, value and headers as they came, plus where it failed and why. `keep_value=False` leaves the image out and its digest in."""
+    text = str(error)[:500]
+    added = {
+        "dlq-reason": error.reason.value,
+        "dlq-error": text,
+        "dlq-topic": raw.topic,
+        "dlq-partition": str(raw.partition),
+        "dlq-offset": str(raw.offset),
+        "dlq-timestamp": str(raw.timestamp_ms),
+        "dlq-attempts": str(attempts),
+        "dlq-consumer-group": group,
+        "dlq-version": "1",
+        "dlq-value-sha256": hashlib.sha256(raw.value or b"").hexdigest(),
+    }
+    value = raw.value if keep_value else b""
+    return OutRecord(raw.key, value, raw.headers + tuple((name, data.encode()) for name, data in added.items()))

@@ -1,0 +1,1 @@
+"""Learns FiFa-MLLM: annotate pairs, train, evaluate, export. The only package that may hold torch for long."""
