@@ -1,0 +1,162 @@
+"""Text in and out of the language decoder: special tokens, task prompts, markup to spans, and the automaton that keeps markup closed.
+
+Markup is `<p> phrase </p> [SEG]`: a phrase, then the token whose hidden state drives its mask (GLaMM's grounded conversation form).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from engines import fict
+
+Task = Literal["age", "toe", "loc"]
+"""Image-level tasks answered in text: artifact-grounding explanation, text-only explanation, localisation."""
+
+PAD, BOS, SEP, EOS, PHRASE, PHRASE_END, SEG = "<pad>", "<bos>", "<sep>", "<eos>", "<p>", "</p>", "[SEG]"
+REGION, BBOX, DET, CLS = "<region>", "<bbox>", "[DET]", "[CLS]"
+SPECIAL_TOKENS = (PAD, BOS, SEP, EOS, PHRASE, PHRASE_END, SEG, REGION, BBOX, DET, CLS)
+"""In id order. `<region>`, `<bbox>`, [DET] and [CLS] belong to the region, box and score tasks; they have ids from the first tokenizer on."""
+
+PROMPTS: dict[Task, str] = {
+    "age": "Explain what is manipulated on this face and show where.",
+    "toe": "Explain what is manipulated on this face.",
+    "loc": "Show the manipulated area.",
+}
+LOC_ANSWER = "The manipulated area is here. [SEG]"
+LOC_CLEAN_ANSWER = "No area of this face is manipulated."
+
+_PHRASE_PATTERN = re.compile(r" ?<p> (.+?) </p> \[SEG\]")
+
+
+class Span(NamedTuple):
+    """A phrase in the plain text: Unicode code points, end exclusive."""
+
+    start: int
+    end: int
+    phrase: str
+
+
+def parse_markup(markup: str) -> tuple[str, tuple[Span, ...]]:
+    """Split markup into the plain text and its phrases; `text[start:end] == phrase`. Raises ValueError where markup does not close."""
+    text, spans, position = "", [], 0
+    for match in _PHRASE_PATTERN.finditer(markup):
+        text += markup[position : match.start()]
+        if text and not text.endswith(" "):
+            text += " "
+        spans.append(Span(len(text), len(text) + len(match[1]), match[1]))
+        text += match[1]
+        position = match.end()
+    text += markup[position:]
+    if any(token in text for token in (PHRASE, PHRASE_END)):
+        raise ValueError(f"markup does not close: {markup[:120]!r}; every <p> needs its </p> [SEG]")
+    return text.replace(f" {SEG}", ""), tuple(spans)
+
+
+class Vocabulary:
+    """A tokenizer with the ids this package relies on."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids: dict[str, int] = {}
+        for token in SPECIAL_TOKENS:
+            token_id = tokenizer.token_to_id(token)
+            if token_id is None:
+                raise ValueError(f"the tokenizer lacks {token!r}; retrain it with engines.prompts.SPECIAL_TOKENS")
+            self.ids[token] = token_id
+        self.size = tokenizer.get_vocab_size()
+
+    def prompt_ids(self, task: Task) -> list[int]:
+        """`<bos>` prompt `<sep>`."""
+        return [self.ids[BOS], *self.tokenizer.encode(PROMPTS[task]).ids, self.ids[SEP]]
+
+    def answer_ids(self, markup: str) -> list[int]:
+        """Answer, then `<eos>`."""
+        return [*self.tokenizer.encode(markup).ids, self.ids[EOS]]
+
+    def markup(self, ids: Sequence[int]) -> str:
+        """Ids back to markup, one space around each special token; `<eos>` and padding are dropped."""
+        silent = {self.ids[token] for token in (PAD, BOS, SEP, EOS)}
+        names = {self.ids[token]: token for token in SPECIAL_TOKENS}
+        out: list[str] = []
+        run: list[int] = []
+        for token_id in [*ids, self.ids[EOS]]:
+            if token_id in names:
+                if run:
+                    out.append(self.tokenizer.decode(run).strip() if out else self.tokenizer.decode(run).lstrip())
+                    run = []
+                if token_id not in silent:
+                    out.append(names[token_id])
+            else:
+                run.append(token_id)
+        return re.sub(r" ([.,;:])", r"\1", " ".join(out))
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseTrie:
+    """Which tokens may follow inside `<p>`: the FICT phrases as token sequences."""
+
+    children: Mapping[tuple[int, ...], tuple[int, ...]]
+    """Prefix of a phrase to its allowed next ids; a complete phrase allows `</p>`."""
+
+    @staticmethod
+    def of(vocabulary: Vocabulary) -> "PhraseTrie":
+        """Build from every concept of FICT."""
+        children: dict[tuple[int, ...], set[int]] = {}
+        for phrase in fict.by_phrase():
+            ids = tuple(vocabulary.tokenizer.encode(f" {phrase}").ids)
+            for end in range(len(ids)):
+                children.setdefault(ids[:end], set()).add(ids[end])
+            children.setdefault(ids, set()).add(vocabulary.ids[PHRASE_END])
+        return PhraseTrie({prefix: tuple(sorted(allowed)) for prefix, allowed in children.items()})
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest phrase, `</p>` included."""
+        return max(len(prefix) for prefix in self.children) + 1
+
+
+class MarkupAutomaton:
+    """Follows one answer token by token and says what may come next: markup closes and names only FICT concepts, whatever the weights say."""
+
+    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int) -> None:
+        self._ids, self._trie = vocabulary.ids, trie
+        self._phrase: tuple[int, ...] | None = None
+        self._seg_due = False
+        self._left = max_new_tokens
+
+    def allow(self, logits_V: NDArray[np.float32]) -> int:
+        """Return the best allowed token and move on. The last token of the budget is `<eos>`."""
+        ids = self._ids
+        self._left -= 1
+        if self._seg_due:
+            self._seg_due = False
+            return ids[SEG]
+        if self._phrase is not None:
+            allowed = self._trie.children[self._phrase]
+            token = max(allowed, key=lambda candidate: float(logits_V[candidate]))
+            if token == ids[PHRASE_END]:
+                self._phrase, self._seg_due = None, True
+            else:
+                self._phrase = (*self._phrase, token)
+            return token
+        if self._left <= 0:
+            return ids[EOS]
+        blocked = [ids[t] for t in (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS)]
+        if self._left < self._trie.longest + 3:
+            blocked.append(ids[PHRASE])  # no room to close another phrase
+        open_logits = logits_V.copy()
+        open_logits[blocked] = -np.inf
+        token = int(open_logits.argmax())
+        if token == ids[PHRASE]:
+            self._phrase = ()
+        return token
+
+    @property
+    def exhausted(self) -> bool:
+        """The budget ran out before the model ended its answer."""
+        return self._left <= 0
