@@ -47,7 +47,7 @@ class ModelConfig:
 class VisionConfig:
     """Stage 1: encoder, artifact map, DET and CLS heads, on paired batches."""
 
-    steps: int = 1700
+    steps: int = 1600
     pairs: dict[str, int] = field(
         default_factory=lambda: {"dfdc": 9, "stargan": 2, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1, "local_edit": 1}
     )
@@ -63,7 +63,7 @@ class VisionConfig:
     label_smoothing: float = 0.01
     keep_patches: float = 0.5
     """Fraction of patches that a training step sees (PatchDropout, arXiv:2208.07220): 2.3x faster and a regulariser."""
-    full_from: float = 0.88
+    full_from: float = 0.93
     """From this fraction of the steps on, every patch is seen: the heads settle on the grid they will serve."""
     seed: int = 7
     eval_every: int = 250
@@ -74,8 +74,10 @@ class VisionConfig:
 class LanguageConfig:
     """Stage 2: projector, language decoder and mask decoder on the frozen encoder."""
 
-    steps: int = 1500
+    steps: int = 900
     batch_faces: int = 32
+    views: int = 2
+    """Each face is encoded this often: as it is, and under drawn light and codec."""
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 60

@@ -23,13 +23,22 @@ def type_loss(type_logits_BF: Tensor, allowed_BF: Tensor) -> Tensor:
     return -(log_mass_B * is_fake_B).sum() / is_fake_B.sum().clamp(min=1)
 
 
-def mask_loss(mask_logits_MHW: Tensor, target_MHW: Tensor, bce_weight: float, dice_weight: float) -> Tensor:
-    """Weighted BCE + Dice of masks, mean over masks."""
-    bce = F.binary_cross_entropy_with_logits(mask_logits_MHW, target_MHW)
+def mask_loss(mask_logits_MHW: Tensor, target_MHW: Tensor, weight_M: Tensor, *, bce_weight: float, dice_weight: float) -> Tensor:
+    """Weighted BCE + Dice of masks, mean over the masks that count."""
+    bce_M = F.binary_cross_entropy_with_logits(mask_logits_MHW, target_MHW, reduction="none").mean((1, 2))
     probability = mask_logits_MHW.sigmoid()
-    overlap = (probability * target_MHW).sum((1, 2))
-    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + target_MHW.sum((1, 2)) + 1)
-    return bce_weight * bce + dice_weight * dice.mean()
+    overlap_M = (probability * target_MHW).sum((1, 2))
+    dice_M = 1 - (2 * overlap_M + 1) / (probability.sum((1, 2)) + target_MHW.sum((1, 2)) + 1)
+    return ((bce_weight * bce_M + dice_weight * dice_M) * weight_M).sum() / weight_M.sum().clamp(min=1.0)
+
+
+def confidence_loss(iou_logit_M: Tensor, mask_logits_MHW: Tensor, target_MHW: Tensor, weight_M: Tensor) -> Tensor:
+    """Teach the predicted IoU the IoU that the mask has (SAM's IoU head, on logits)."""
+    predicted, wanted = mask_logits_MHW.detach() > 0, target_MHW > 0.5
+    union_M = (predicted | wanted).sum((1, 2)).clamp(min=1)
+    iou_M = (predicted & wanted).sum((1, 2)) / union_M
+    per_mask_M = F.binary_cross_entropy_with_logits(iou_logit_M, iou_M, reduction="none")
+    return (per_mask_M * weight_M).sum() / weight_M.sum().clamp(min=1.0)
 
 
 def text_loss(logits_BLV: Tensor, target_BL: Tensor) -> Tensor:

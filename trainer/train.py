@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader
 from transformers import Dinov2Model
 
 from engines.preprocess import to_model_input
+from engines.prompts import Vocabulary
 from trainer import losses
 from trainer.checkpoint import Ema, resume_training, save_model, save_training
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import Face, PairedBatch, PairedBatches, fit
+from trainer.language_data import AnnotatedFace, LanguageBatches, encode_views
 from trainer.model import FaceEncoder, FiFaMLLM
 
 
@@ -178,3 +180,62 @@ def with_ema_encoder(model: FiFaMLLM, ema: Ema) -> Iterator[FiFaMLLM]:
     with torch.no_grad():
         for name, parameter in model.encoder.named_parameters():
             parameter.copy_(current[name])
+
+
+def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[AnnotatedFace], vocabulary: Vocabulary, run: Path) -> None:
+    """Stage 2 on a model whose encoder is trained. Blocks until done; leaves `run/model/` with the averaged weights."""
+    language = config.language
+    torch.manual_seed(language.seed)
+    for parameter in model.encoder.parameters():
+        parameter.requires_grad_(False)
+    features = encode_views(model, faces, views=language.views, seed=language.seed)
+    trained = nn.ModuleList([model.projector, model.language, model.mask_decoder])
+    grouped = [[p for p in trained.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "weight_decay": decay} for group, decay in zip(grouped, (language.weight_decay, 0.0), strict=True)],
+        lr=language.lr,
+        betas=(0.9, 0.95),
+    )
+    ema = Ema(trained, language.ema_decay)
+    start = resume_training(run / "language-checkpoint", model=model, ema=ema, optimizer=optimizer)
+    batches = LanguageBatches(
+        faces, features, vocabulary, batch_faces=language.batch_faces, mask_size=4 * config.model.grid, seed=language.seed
+    )
+    with (run / "metrics.jsonl").open("a", buffering=1) as metrics, Progress() as progress:
+        task = progress.add_task("language", total=language.steps, completed=start)
+        for step in range(start, language.steps):
+            began = time.monotonic()
+            model.train()
+            factor = schedule(step, steps=language.steps, warmup=language.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = language.lr * factor
+            batch = batches[step]
+            image_embeds, artifact_logits, query_embeds = (tensor[batch.view_B].float() for tensor in features[:3])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                prefix = model.projector(image_embeds, artifact_logits, query_embeds)
+                logits_BLV, hidden_BLE = model.read(prefix, batch.input_ids_BL)
+                mask_logits, iou_logit = model.mask_decoder(
+                    image_embeds[batch.seg_row_M], artifact_logits[batch.seg_row_M], hidden_BLE[batch.seg_row_M, batch.seg_column_M]
+                )
+            text = losses.text_loss(logits_BLV, batch.target_BL)
+            mask = losses.mask_loss(
+                mask_logits, batch.mask_MHW, batch.mask_weight_M, bce_weight=language.mask_bce, dice_weight=language.mask_dice
+            )
+            confidence = losses.confidence_loss(iou_logit, mask_logits, batch.mask_MHW, batch.mask_weight_M)
+            optimizer.zero_grad(set_to_none=True)
+            (text + mask + 0.2 * confidence).backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), language.clip_norm)
+            optimizer.step()
+            ema.update(trained, step)
+            line = {
+                "stage": 2, "step": step, "text": text.item(), "mask": mask.item(), "confidence": confidence.item(), "norm": norm.item(),
+                "lr": language.lr * factor, "seconds": time.monotonic() - began,
+            }  # fmt: skip
+            metrics.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+            done = step + 1
+            if done % language.save_every == 0 or done == language.steps:
+                save_training(run / "language-checkpoint", model=model, ema=ema, optimizer=optimizer, step=done, config=config)
+            progress.update(task, completed=done, description=f"language text {text.item():.3f} mask {mask.item():.3f}")
+    ema.copy_to(trained)
+    save_model(run / "model", model, config, {"stage": "language", "steps": language.steps, "seed": language.seed, "faces": len(faces)})
+    vocabulary.tokenizer.save(str(run / "model" / "tokenizer.json"))

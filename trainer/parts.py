@@ -1,0 +1,134 @@
+"""The model cut into the parts of an engine: tensor-only modules for ONNX export, and the same parts behind the Engine protocol in torch.
+
+`TorchEngine` is the reference that every other backend is compared with; the analyzer runs over it unchanged.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from engines.contracts import TensorSpec
+from engines.runtime import Arrays
+from trainer.config import ModelConfig
+from trainer.model import FaceEncoder, FiFaMLLM, Projector
+
+CAPACITY = 256
+"""Slots of the KV cache: 66 prefix tokens, a prompt of about 12, answers up to 170 tokens."""
+
+
+class ScorePart(nn.Module):
+    """Encoder, heads and projector: everything a face needs once. The projector costs 1 % of the encoder and saves a part."""
+
+    def __init__(self, encoder: FaceEncoder, projector: Projector) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+
+    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return det_logit, type_logits, artifact_logits, image_embeds, prefix_embeds."""
+        out = self.encoder(image_BCHW)
+        prefix = self.projector(out.image_embeds_BTD, out.artifact_logits_BT, out.query_embeds_BQD)
+        return out.det_logit_B, out.type_logits_BF, out.artifact_logits_BT, out.image_embeds_BTD, prefix
+
+
+class DecoderPart(nn.Module):
+    """One graph for prefill and decode over a slot KV cache: row b writes its S tokens at `positions`, and sees the slots up to there.
+
+    A token written past a row's end is overwritten before anything attends to it, so rows may be padded on the right.
+    """
+
+    def __init__(self, language: LlamaForCausalLM, config: ModelConfig) -> None:
+        super().__init__()
+        self.language = language
+        self.heads, self.head_dim = config.lm_heads, config.lm_width // config.lm_heads
+
+    def forward(self, inputs_embeds_BSE: Tensor, positions_BS: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+        """`past` is k, v per layer, each (B, heads, capacity, head_dim). Return logits_BSV, hidden_BSE and the new k, v per layer."""
+        model = self.language.model
+        batch, length, _ = inputs_embeds_BSE.shape
+        capacity = past[0].shape[2]
+        cos, sin = model.rotary_emb(inputs_embeds_BSE, positions_BS)
+        mask = (torch.arange(capacity)[None, None, :] <= positions_BS[:, :, None])[:, None]
+        slots = positions_BS[:, None, :, None].expand(batch, self.heads, length, self.head_dim)
+        hidden, present = inputs_embeds_BSE, []
+        for layer, past_k, past_v in zip(model.layers, past[0::2], past[1::2], strict=True):
+            normed = layer.input_layernorm(hidden)
+            q, k, v = (
+                project(normed).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+                for project in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            )
+            q, k = apply_rotary_pos_emb(q, k, cos, sin)
+            keys, values = torch.scatter(past_k, 2, slots, k), torch.scatter(past_v, 2, slots, v)
+            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            hidden = hidden + layer.self_attn.o_proj(attended.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            present += [keys, values]
+        hidden = model.norm(hidden)
+        return self.language.lm_head(hidden), hidden, *present
+
+
+def cache_names(config: ModelConfig) -> list[str]:
+    """'k0', 'v0', 'k1', ... in the order of the graph."""
+    return [f"{kind}{layer}" for layer in range(config.lm_layers) for kind in "kv"]
+
+
+class TorchEngine:
+    """A part as an `engines.runtime.Engine`, computed in fp32 by torch on the CPU."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, packs_past: bool = False) -> None:
+        self._module, self.inputs, self.outputs, self._packs_past = module.eval(), inputs, outputs, packs_past
+
+    @torch.inference_mode()
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """See `engines.runtime.Engine.run`."""
+        arguments: list[Any] = [torch.from_numpy(np.ascontiguousarray(feeds[tensor.name])) for tensor in self.inputs]
+        if self._packs_past:
+            arguments = [*arguments[:2], arguments[2:]]
+        return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, self._module(*arguments), strict=True)}
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "TorchBound":
+        """See `engines.runtime.Engine.bind`."""
+        return TorchBound(self, state, {name: np.zeros(shapes[name], np.float32) for name in state})
+
+
+class TorchBound:
+    """State carried from run to run."""
+
+    def __init__(self, engine: TorchEngine, state: Mapping[str, str], kept: dict[str, NDArray[Any]]) -> None:
+        self._engine, self._state, self._kept = engine, state, kept
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """See `engines.runtime.Bound.run`."""
+        out = self._engine.run({**feeds, **self._kept})
+        self._kept = {name: out.pop(output) for name, output in self._state.items()}
+        return out
+
+
+def torch_engines(model: FiFaMLLM) -> dict[str, TorchEngine]:
+    """Encoder, decoder and mask decoder of a checkpoint; shapes are symbolic names only."""
+
+    def floats(*names: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=name, dtype="float32", shape=("batch",)) for name in names)
+
+    caches = cache_names(model.config)
+    positions = TensorSpec(name="positions", dtype="int64", shape=("batch", "length"))
+    return {
+        "encoder": TorchEngine(
+            ScorePart(model.encoder, model.projector), floats("image"), floats("det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds")
+        ),
+        "decoder": TorchEngine(
+            DecoderPart(model.language, model.config),
+            (*floats("inputs_embeds"), positions, *floats(*(f"past_{name}" for name in caches))),
+            floats("logits", "hidden", *(f"present_{name}" for name in caches)),
+            packs_past=True,
+        ),
+        "mask_decoder": TorchEngine(model.mask_decoder, floats("image_embeds", "artifact_logits", "seg_embeds"), floats("mask_logits", "iou_logit")),
+    }
+
+
