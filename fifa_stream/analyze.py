@@ -1,0 +1,157 @@
+"""`fifa-stream analyze`: the verdict of the stream, for image files and without a broker. Results go to stdout, progress and complaints to stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from engines.analyzer import Analyzer, ExplainPolicy
+from engines.runtime import bundled_engine, open_bundle
+from fifa_stream.decode import DecodeLimits
+from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
+from fifa_stream.page import PageEntry, write_page
+from fifa_stream.records import Query, Verdict
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Files that are taken out of a folder; a path given by itself is taken whatever its name."""
+IMAGES_PER_CALL = 8
+"""Enough faces for one batch; decoded frames of this many images are held at once."""
+
+UNREADABLE = "unreadable_file"
+"""The reason for what is wrong with a path; for what is wrong with the bytes see `records.Reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a path has no verdict."""
+
+    reason: str
+    message: str
+
+
+def analyze_paths(
+    paths: Sequence[Path],
+    *,
+    engine: Path | None = None,
+    crop: bool = False,
+    query: Query | None = None,
+    explain: ExplainPolicy = "auto",
+    as_json: bool = False,
+    html: Path | None = None,
+) -> int:
+    """Analyze images and folders of images with an engine bundle (default: the one in the package); return the exit status.
+
+    Raises EngineError when the bundle cannot be used and OSError when the page cannot be written.
+    """
+    bundle = open_bundle(engine or bundled_engine())
+    pipeline = FramePipeline(PipelineLimits(explain=explain), Analyzer(bundle), bundle)
+    return analyze_images(paths, pipeline, crop=crop, query=query, as_json=as_json, html=html)
+
+
+def analyze_images(
+    paths: Sequence[Path], pipeline: FramePipeline, *, crop: bool = False, query: Query | None = None, as_json: bool = False, html: Path | None = None
+) -> int:
+    """The same with a pipeline at hand. Return 1 if some image has no verdict, else 0."""
+    files = list(image_files(paths))
+    stderr = Console(stderr=True)
+    outcomes: list[tuple[Path, Verdict | Refusal]] = []
+    columns = (TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task("analyze", total=len(files))
+        remaining = iter(files)
+        while batch := list(islice(remaining, IMAGES_PER_CALL)):
+            for path, outcome in zip(batch, _judge(batch, pipeline, crop=crop, query=query), strict=True):
+                if isinstance(outcome, Refusal):
+                    line = printable(f"{shown(path)}: {outcome.reason}: {outcome.message}")
+                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                if as_json:
+                    sys.stdout.write(_json_line(path, outcome) + "\n")
+                    sys.stdout.flush()
+                outcomes.append((path, outcome))
+            progress.advance(task, len(batch))
+    if not as_json:
+        Console().print(_table(outcomes))
+    if html is not None:
+        entries = [_page_entry(path, outcome) for path, outcome in outcomes]
+        write_page(html, entries, title="Face forgery analysis")
+    return int(any(isinstance(outcome, Refusal) for _, outcome in outcomes))
+
+
+def image_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files as given, folders as the images below them, sorted by path. A folder without images is passed on, to be refused by name."""
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            yield from found or [path]
+        else:
+            yield path
+
+
+def _judge(files: Sequence[Path], pipeline: FramePipeline, *, crop: bool, query: Query | None) -> list[Verdict | Refusal]:
+    read = [_read(path) for path in files]
+    images = [
+        EncodedImage(value, is_crop=crop, query=query, uri=shown(path)) for path, value in zip(files, read, strict=True) if isinstance(value, bytes)
+    ]
+    verdicts = iter(pipeline.judge(images))
+    outcomes: list[Verdict | Refusal] = []
+    for value in read:
+        outcome = value if isinstance(value, Refusal) else next(verdicts)
+        outcomes.append(outcome if isinstance(outcome, Verdict | Refusal) else Refusal(outcome.reason.value, str(outcome)))
+    return outcomes
+
+
+def _read(path: Path) -> bytes | Refusal:
+    """At most one byte more than is accepted, so that a huge file costs nothing."""
+    if path.is_dir():
+        return Refusal(UNREADABLE, f"the folder holds no {', '.join(IMAGE_SUFFIXES)} file")
+    try:
+        with path.open("rb") as handle:
+            return handle.read(DecodeLimits().max_image_bytes + 1)
+    except OSError as error:
+        return Refusal(UNREADABLE, f"{error.strerror or error}; check the path and its permissions")
+
+
+def _json_line(path: Path, outcome: Verdict | Refusal) -> str:
+    if isinstance(outcome, Verdict):
+        return outcome.to_bytes().decode()
+    return json.dumps({"uri": shown(path), "error": {"reason": outcome.reason, "message": outcome.message}}, ensure_ascii=False)
+
+
+def _page_entry(path: Path, outcome: Verdict | Refusal) -> PageEntry:
+    if isinstance(outcome, Verdict):
+        return PageEntry(shown(path), path, outcome)
+    return PageEntry(shown(path), None, f"{outcome.reason}: {outcome.message}")
+
+
+def _table(outcomes: Sequence[tuple[Path, Verdict | Refusal]]) -> Table:
+    table = Table("image", "verdict", "score", "faces", "says")
+    for path, outcome in outcomes:
+        name = Text(printable(shown(path)), overflow="fold")
+        if isinstance(outcome, Refusal):
+            table.add_row(name, Text("refused", style="yellow"), "", "", Text(outcome.reason))
+            continue
+        style = {"fake": "red", "real": "green", "inconclusive": "yellow"}[outcome.label.value]
+        score = "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}"
+        texts = [face.explanation.text for face in outcome.faces if face.explanation is not None]
+        codes = sorted({note.code.value for notes in (outcome.notes, *(face.notes for face in outcome.faces)) for note in notes})
+        says = Text(printable(" ".join([*texts, *codes])), overflow="fold")
+        table.add_row(name, Text(outcome.label.value, style=style), score, str(len(outcome.faces)), says)
+    return table
+
+
+def shown(path: Path) -> str:
+    """The path as text that any encoding of ours can carry: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def printable(text: str) -> str:
+    """Without control characters: a file name may not steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,302 @@
+"""Stage 4: frames to verdicts. Decodes, finds faces, judges all faces of all frames in one batch, and takes masks home to frame pixels.
+
+`FramePipeline.process` serves Kafka records; `judge` serves images that never saw a broker. Both answer every image by a verdict or a RecordError.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines import fict
+from engines.analyzer import ExplainPolicy
+from engines.contracts import FORGERY_TYPES, Analysis, Evidence, Label, Manifest, Mask, OperatingPoint
+from engines.preprocess import Crop
+from engines.runtime import Bundle
+from fifa_stream.decode import DecodeLimits, Frame, decode_image
+from fifa_stream.detect import DetectLimits, Face, FaceDetector, FoundFaces
+from fifa_stream.records import (
+    EngineIdentity,
+    EvidenceItem,
+    ExplanationText,
+    FaceVerdict,
+    ForgeryType,
+    FrameRecord,
+    InputCoordinates,
+    Media,
+    Note,
+    NoteCode,
+    OperatingPointUsed,
+    Query,
+    RecordError,
+    RunLengths,
+    Verdict,
+)
+
+MASK_THRESHOLD = 0.5
+"""A frame pixel belongs to a mask from this probability on."""
+
+
+class FaceAnalyzer(Protocol):
+    """What the pipeline asks of an engine: `engines.analyzer.Analyzer`, or a toy."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle that answers."""
+        ...
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """The two cuts in use."""
+        ...
+
+    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy]) -> list[Analysis]:
+        """Judge a batch of face crops; one policy per face."""
+        ...
+
+    def label(self, fake_score: float) -> Label:
+        """What the operating point makes of a score."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """What is accepted, how faces are looked for, and how many are judged at once."""
+
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+    detect: DetectLimits = field(default_factory=DetectLimits)
+    max_batch_faces: int = 16
+    """Faces per run of the engine; more are split."""
+    explain: ExplainPolicy = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image to judge, still encoded, and what is known of it."""
+
+    value: bytes
+    content_type: str | None = None
+    """As declared; checked against the bytes."""
+    is_crop: bool = False
+    deadline_ms: int | None = None
+    """Unix time; faces judged later are not explained."""
+    query: Query | None = None
+    input: InputCoordinates | None = None
+    """Which record it came in; None without a broker."""
+    uri: str | None = None
+
+    @staticmethod
+    def of(record: FrameRecord) -> "EncodedImage":
+        """Take what judging needs out of a record."""
+        raw = record.raw
+        coordinates = InputCoordinates(
+            topic=raw.topic,
+            partition=raw.partition,
+            offset=raw.offset,
+            timestamp_ms=raw.timestamp_ms,
+            stream_id=record.stream_id,
+            frame_index=record.frame_index,
+            pts_ms=record.pts_ms,
+        )
+        return EncodedImage(raw.value or b"", record.content_type, record.is_crop, record.deadline_ms, record.query, coordinates)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An image on its way: what is known so far."""
+
+    image: EncodedImage
+    frame: Frame
+    found: FoundFaces
+    is_late: bool
+    timings_ms: dict[str, float]
+    analyses: list[Analysis] = field(default_factory=list)
+
+
+class FramePipeline:
+    """Everything between a record and its verdict. Not thread-safe: it runs engines."""
+
+    def __init__(
+        self,
+        limits: PipelineLimits,
+        analyzer: FaceAnalyzer,
+        bundle: Bundle,
+        *,
+        clock_s: Callable[[], float] = time.perf_counter,
+        unix_time_s: Callable[[], float] = time.time,
+    ) -> None:
+        """`bundle` gives the face detector; `clock_s` times the stages, `unix_time_s` is held against deadlines."""
+        self._limits, self._analyzer, self._clock_s, self._unix_time_s = limits, analyzer, clock_s, unix_time_s
+        manifest = bundle.manifest
+        self._detector = FaceDetector(bundle.engines["face_detector"], crop_size=manifest.preprocess.image_size, limits=limits.detect)
+        self._engine = EngineIdentity(
+            name=manifest.name,
+            version=manifest.version,
+            manifest_sha256=manifest.digest,
+            encoder_sha256=manifest.parts["encoder"].sha256,
+            precision=manifest.precision,
+            backend=manifest.backend,
+        )
+        point = analyzer.operating_point
+        self._operating_point = OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below, fpr_target=point.fpr_target)
+
+    def process(self, frames: Sequence[FrameRecord]) -> list[Verdict | RecordError]:
+        """Answer every record, in order."""
+        return self.judge([EncodedImage.of(frame) for frame in frames])
+
+    def judge(self, images: Sequence[EncodedImage]) -> list[Verdict | RecordError]:
+        """Answer every image, in order. A bad image is its RecordError; whatever else goes wrong is raised."""
+        opened = [self._open(image) for image in images]
+        self._analyze([item for item in opened if isinstance(item, _Open)])
+        return [self._verdict(item) if isinstance(item, _Open) else item for item in opened]
+
+    def _open(self, image: EncodedImage) -> _Open | RecordError:
+        start = self._clock_s()
+        try:
+            frame = decode_image(image.value, content_type=image.content_type, limits=self._limits.decode)
+        except RecordError as error:
+            return error
+        decoded = self._clock_s()
+        found = self._detector.whole(frame.image_HWC) if image.is_crop else self._detector.detect(frame.image_HWC)
+        is_late = image.deadline_ms is not None and self._unix_time_s() * 1000 > image.deadline_ms
+        timings_ms = {"decode": (decoded - start) * 1000, "detect": (self._clock_s() - decoded) * 1000, "analyze": 0.0}
+        return _Open(image, frame, found, is_late, timings_ms)
+
+    def _analyze(self, items: Sequence[_Open]) -> None:
+        """Judge all faces in runs of at most `max_batch_faces`; each frame is charged its share of a run's time."""
+        faces = [(item, face) for item in items for face in item.found.faces]
+        for first in range(0, len(faces), self._limits.max_batch_faces):
+            batch = faces[first : first + self._limits.max_batch_faces]
+            start = self._clock_s()
+            analyses = self._analyzer.analyze(
+                np.stack([face.crop.image_HWC for _, face in batch]), explain=[self._policy(item, face) for item, face in batch]
+            )
+            share_ms = (self._clock_s() - start) * 1000 / len(batch)
+            for (item, _), analysis in zip(batch, analyses, strict=True):
+                item.analyses.append(analysis)
+                item.timings_ms["analyze"] += share_ms
+
+    def _policy(self, item: _Open, face: Face) -> ExplainPolicy:
+        if item.is_late or (self._limits.explain == "auto" and not face.quality.passed):
+            return "never"
+        return self._limits.explain
+
+    def _verdict(self, item: _Open) -> Verdict:
+        start = self._clock_s()
+        image, frame = item.image, item.frame
+        height, width = frame.image_HWC.shape[:2]
+        faces = tuple(
+            self._face_verdict(number, face, analysis, (height, width))
+            for number, (face, analysis) in enumerate(zip(item.found.faces, item.analyses, strict=True))
+        )
+        deciding = max((face for face in faces if face.quality.passed), key=lambda face: face.fake_score, default=None)
+        notes = list(item.found.notes)
+        if faces and deciding is None:
+            faults = {note.code: note for face in reversed(item.found.faces) for note in face.notes if note.code is not NoteCode.ROTATED}
+            notes.extend(Note(code=note.code, message=f"no face is fit to decide: {note.message}") for note in faults.values())
+        if item.is_late:
+            notes.append(Note(code=NoteCode.DEADLINE_PASSED, message=f"judged after deadline-ms {image.deadline_ms}: scored, not explained"))
+        if image.query is not None:
+            notes.append(Note(code=NoteCode.QUERY_NOT_ANSWERED, message="this engine answers for whole faces only"))
+        timings_ms = {**item.timings_ms, "masks": (self._clock_s() - start) * 1000}
+        timings_ms["total"] = sum(timings_ms.values())
+        coordinates = image.input
+        return Verdict(
+            id=frame.sha256 if coordinates is None else f"{coordinates.topic}/{coordinates.partition}/{coordinates.offset}",
+            input=coordinates,
+            engine=self._engine,
+            media=Media(content_type=frame.content_type, sha256=frame.sha256, size_bytes=frame.size_bytes, width=width, height=height, uri=image.uri),
+            label=Label.INCONCLUSIVE if deciding is None else deciding.label,
+            fake_score=None if deciding is None else deciding.fake_score,
+            operating_point=self._operating_point,
+            faces=faces,
+            notes=tuple(notes),
+            timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings_ms.items()},
+            query=None if image.query is None else _echo(image.query),
+        )
+
+    def _face_verdict(self, number: int, face: Face, analysis: Analysis, frame_size_hw: tuple[int, int]) -> FaceVerdict:
+        notes = list(face.notes)
+        explanation = analysis.explanation
+        if explanation is None and analysis.fake_score >= self._analyzer.operating_point.explain_at:
+            reason = "the face is not fit to be judged" if not face.quality.passed else "explanations are off or the deadline has passed"
+            notes.append(Note(code=NoteCode.NOT_EXPLAINED, message=f"{reason}: scored only"))
+        if explanation is not None and explanation.truncated:
+            notes.append(Note(code=NoteCode.EXPLANATION_TRUNCATED, message="the length limit was reached; the text ends at the last whole sentence"))
+        probs = {name: round(float(p), 6) for name, p in zip(FORGERY_TYPES, analysis.type_probs, strict=True)}
+        return FaceVerdict(
+            id=number,
+            box=_rounded(face.box_xyxy),
+            detection_confidence=None if face.confidence is None else round(face.confidence, 4),
+            quality=face.quality,
+            fake_score=analysis.fake_score,
+            raw_score=analysis.raw_score,
+            label=self._analyzer.label(analysis.fake_score) if face.quality.passed else Label.INCONCLUSIVE,
+            forgery_type=ForgeryType(label=max(probs, key=probs.__getitem__), probs=probs),
+            evidence=()
+            if explanation is None
+            else tuple(
+                _evidence_item(f"{number}.{index}", evidence, face.crop, frame_size_hw) for index, evidence in enumerate(explanation.evidence)
+            ),
+            explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup),
+            notes=tuple(notes),
+        )
+
+
+def _evidence_item(item_id: str, evidence: Evidence, crop: Crop, frame_size_hw: tuple[int, int]) -> EvidenceItem:
+    mask_HW = mask_in_frame(evidence.mask_probability_HW, crop, frame_size_hw)
+    mask = Mask.encode(mask_HW)
+    return EvidenceItem(
+        id=item_id,
+        phrase=evidence.phrase,
+        char_span=evidence.char_span,
+        concept=evidence.concept,
+        concept_path=fict.concepts()[evidence.concept].path,
+        mask=RunLengths(size=mask.size_hw, counts=mask.counts),
+        mask_confidence=evidence.mask_confidence,
+        box=tight_box(mask_HW),
+        measured={name: round(value, 4) for name, value in evidence.measured.items()},
+    )
+
+
+def mask_in_frame(mask_probability_HW: NDArray[np.float32], crop: Crop, frame_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Warp a mask grid that covers the whole crop to frame pixels and cut it at `MASK_THRESHOLD`; what lies beyond the frame is lost."""
+    height, width = frame_size_hw
+    crop_size = crop.image_HWC.shape[0]
+    to_frame_33 = np.vstack([crop.to_frame_23, [0.0, 0.0, 1.0]])
+    corners_3N = np.array([[0, crop_size, crop_size, 0], [0, 0, crop_size, crop_size], [1, 1, 1, 1]], np.float64)
+    xs, ys, _ = to_frame_33 @ corners_3N
+    left, top = max(0, int(np.floor(xs.min()))), max(0, int(np.floor(ys.min())))
+    right, bottom = min(width, int(np.ceil(xs.max()))), min(height, int(np.ceil(ys.max())))
+    frame_HW = np.zeros((height, width), bool)
+    if right <= left or bottom <= top:
+        return frame_HW
+    # Window pixels to frame pixels to crop pixels to grid cells; all in coordinates where a pixel is a unit square, as Pillow's.
+    grid_height, grid_width = mask_probability_HW.shape
+    to_grid_33 = np.diag([grid_width / crop_size, grid_height / crop_size, 1.0]) @ np.linalg.inv(to_frame_33)
+    to_grid_33 = to_grid_33 @ np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
+    grid = Image.fromarray(np.ascontiguousarray(mask_probability_HW, np.float32))
+    window = grid.transform((right - left, bottom - top), Image.Transform.AFFINE, tuple(to_grid_33[:2].ravel().tolist()), Image.Resampling.BILINEAR)
+    frame_HW[top:bottom, left:right] = np.asarray(window) >= MASK_THRESHOLD
+    return frame_HW
+
+
+def tight_box(mask_HW: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:
+    """(x0, y0, x1, y1) around the mask, ends exclusive; None for an empty mask."""
+    columns, rows = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(mask_HW.any(axis=1))
+    if columns.size == 0:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _rounded(box_xyxy: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (round(side, 2) for side in box_xyxy)
+    return x0, y0, x1, y1
+
+
+def _echo(query: Query) -> dict[str, Any]:
+    return {"region": query.region} if query.region is not None else {"box": query.box_xyxy}
