@@ -1,0 +1,289 @@
+"""`fifa-stream`: parses, builds the settings, calls. No import at the top that `--help` would have to wait for."""
+
+import contextlib
+import enum
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from fifa_stream.config import Settings
+    from fifa_stream.records import Query
+
+
+class ExitCode(enum.IntEnum):
+    """Every status the program ends with; the second value is its meaning."""
+
+    meaning: str
+
+    def __new__(cls, status: int, meaning: str) -> "ExitCode":
+        """A number that carries its meaning."""
+        member = int.__new__(cls, status)
+        member._value_ = status
+        member.meaning = meaning
+        return member
+
+    OK = 0, "Done. `run`: stopped by a signal, everything in flight answered and committed."
+    SOME_FAILED = 1, "`analyze`: an image has no verdict. `send`: an image was not sent. `demo`: what was got is not what was expected."
+    USAGE = 2, "An option, a setting or the settings file is wrong."
+    BROKER = 3, "The broker cannot be reached, refuses, or lacks a topic."
+    ENGINE = 4, "The engine bundle is missing, damaged, not the pinned one, or cannot run here."
+    STOPPED = 70, "`run` stopped itself before a commit: a delivery failed, or an error that no record explains. Nothing is lost; restart it."
+    DRAIN_TIMEOUT = 75, "`run` could not finish within `runtime.drain_timeout_s`; the rest is answered again after a restart."
+    ABORTED = 130, "A second signal; what was in flight is answered again after a restart."
+
+
+class Explain(enum.StrEnum):
+    """Which faces get an explanation."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+app = typer.Typer(
+    name="fifa-stream",
+    help="Face-forgery verdicts for frames from Kafka, with explanations whose every phrase points at pixels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+engine_app = typer.Typer(help="Look at engine bundles.", no_args_is_help=True)
+topics_app = typer.Typer(help="Make the topics.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
+app.add_typer(topics_app, name="topics")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
+EngineOption = Annotated[Path | None, typer.Option("--engine", help="Engine bundle; default: the one in the package.")]
+RegionOption = Annotated[str | None, typer.Option("--region", help="Ask about one facial concept, such as right_cheek.")]
+BoxOption = Annotated[str | None, typer.Option("--box", help="Ask about a box x0,y0,x1,y1 in pixels of the image.")]
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """Serve: frames in, verdicts out, until SIGTERM."""
+    with _clear_errors():
+        import logging
+
+        from fifa_stream.runner import Outcome, load_pipeline, serve
+        from fifa_stream.telemetry import configure_logging
+
+        settings = _load(config)
+        telemetry = settings.telemetry
+        configure_logging(level=telemetry.log_level, style=telemetry.log_format, kafka_level=telemetry.kafka_log_level)
+        logging.getLogger("fifa_stream").info("settings: %s", settings.masked_json())
+        outcome = serve(settings, lambda: load_pipeline(settings))
+        ends = {Outcome.DRAINED: ExitCode.OK, Outcome.DRAIN_TIMEOUT: ExitCode.DRAIN_TIMEOUT, Outcome.ABORTED: ExitCode.ABORTED}
+        _exit(ends[outcome])
+
+
+@app.command()
+def send(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    bootstrap: Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")] = None,
+    topic: Annotated[str | None, typer.Option("--topic", help="Default: kafka.frames_topic.")] = None,
+    stream_id: Annotated[str, typer.Option("--stream-id", help="Key of the records; one stream stays in order.")] = "cli",
+    crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
+    query: Annotated[str, typer.Option("--query", help="A facial concept, or a box x0,y0,x1,y1.")] = "",
+    config: ConfigOption = None,
+) -> None:
+    """Put images on the frames topic."""
+    with _clear_errors():
+        from fifa_stream.send import send_images
+
+        kafka = _load(config).kafka
+        if bootstrap:
+            kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
+        topic = topic or kafka.frames_topic
+        count = send_images(kafka, images, topic=topic, stream_id=stream_id, crop=crop, query=query)
+        typer.echo(f"{count} sent to {topic}")
+
+
+@app.command()
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Image files, or folders of them.")],
+    crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
+    region: RegionOption = None,
+    box: BoxOption = None,
+    explain: Annotated[Explain, typer.Option("--explain", help="auto: only faces that look manipulated.")] = Explain.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an image, in the order given.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="PAGE", help="Write a page with faces, scores and masks.")] = None,
+    engine: EngineOption = None,
+) -> None:
+    """Judge images without a broker."""
+    with _clear_errors():
+        query = _query(region, box)
+        from fifa_stream.analyze import analyze_paths
+
+        raise typer.Exit(analyze_paths(paths, engine=engine, crop=crop, query=query, explain=explain.value, as_json=as_json, html=html))
+
+
+@app.command()
+def demo(
+    frames: Annotated[Path | None, typer.Option("--frames", metavar="DIR", help="Your own images instead of the built-in stream.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page goes.")] = Path("demo-out"),
+) -> None:
+    """Run the whole path on this machine: embedded broker, stream, verdicts, page."""
+    with _clear_errors():
+        from fifa_stream.demo import run_demo
+
+        raise typer.Exit(run_demo(frames, out))
+
+
+@engine_app.command("inspect")
+def engine_inspect(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Engine bundle; default: the one in the package.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
+) -> None:
+    """Check every file of a bundle against its manifest, and say what it is."""
+    with _clear_errors():
+        from engines.runtime import bundled_engine, read_manifest, verify_files
+
+        where = folder or bundled_engine()
+        manifest = read_manifest(where)
+        verify_files(where, manifest)
+        if as_json:
+            typer.echo(manifest.model_dump_json(indent=2))
+            return
+        files = [*manifest.parts.items(), *manifest.files.items()]
+        point = manifest.operating_points[manifest.default_operating_point]
+        lines = [
+            f"{manifest.name} {manifest.version}, {manifest.precision}, {manifest.backend}, manifest {manifest.digest}",
+            f"operating point {point.name}: fake from {point.fake_at:g}, real below {point.real_below:g}, explained from {point.explain_at:g}",
+            f"calibration {manifest.calibration.method}, fitted on {manifest.calibration.fitted_on}",
+            *(f"{name} {spec.size_bytes / 1e6:.2f} MB sha256 ok {spec.sha256}" for name, spec in files),
+            *(f"licence of {name}: {text}" for name, text in manifest.licences.items()),
+            *(f"{name} {value:g}" for name, value in manifest.metrics.items()),
+        ]
+        typer.echo("\n".join(lines))
+
+
+@topics_app.command("create")
+def topics_create(
+    partitions: Annotated[int, typer.Option("--partitions", min=1, help="Of frames and verdicts; a keyed topic cannot grow later.")] = 3,
+    replication: Annotated[int, typer.Option("--replication", min=1, help="Copies of each partition.")] = 1,
+    bootstrap: Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make the frames, verdicts and dead-letters topics; existing ones stay as they are."""
+    with _clear_errors():
+        from fifa_stream.cluster import create_topics
+
+        kafka = _load(config).kafka
+        if bootstrap:
+            kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
+        wanted = {kafka.frames_topic: partitions, kafka.verdicts_topic: partitions, kafka.dead_letters_topic: 1}
+        made = create_topics(kafka, wanted, replication=replication)
+        for topic in wanted:
+            typer.echo(f"{topic}: {'created' if topic in made else 'exists'}")
+
+
+@app.command(hidden=True)
+def reference() -> None:
+    """Print docs/configuration.md."""
+    typer.echo(reference_page(), nl=False)
+
+
+def reference_page() -> str:
+    """All settings, metrics, probes and exit statuses, from the code that defines them."""
+    from fifa_stream import config, telemetry
+
+    codes = "\n".join(f"| {code.value} | {code.name} | {code.meaning} |" for code in ExitCode)
+    return f"""# Configuration
+
+Generated by `fifa-stream reference > docs/configuration.md`; a test keeps it in step.
+
+Defaults are overridden by the TOML file of `--config`, and that by environment variables: `kafka.group_id` is `FIFA_KAFKA__GROUP_ID`, or `group_id`
+under `[kafka]` in the file. An unknown name is an error. The effective settings are logged once at start, passwords masked.
+
+## Settings
+
+{config.reference()}
+## Health
+
+One port, `runtime.health_port`: `/health/started` (engine loaded and group joined once), `/health/ready` (member of the group and not draining),
+`/health/live` (the loop turned within the last {telemetry.STALL_AFTER_S:.0f} s), each 200 or 503, and `/metrics` in the Prometheus text format.
+
+## Metrics
+
+{telemetry.reference()}
+## Exit statuses
+
+| status | name | meaning |
+|---|---|---|
+{codes}
+"""
+
+
+def _load(config: Path | None) -> "Settings":
+    from fifa_stream.config import load
+
+    return load(config)
+
+
+def _query(region: str | None, box: str | None) -> "Query | None":
+    if region and box:
+        raise typer.BadParameter("--region and --box are two questions; ask one")
+    if not (region or box):
+        return None
+    from fifa_stream.records import RecordError, parse_query
+
+    try:
+        query = parse_query(region or box or "")
+    except RecordError as error:
+        raise typer.BadParameter(str(error)) from None
+    if (query.region is None) == bool(region):
+        raise typer.BadParameter("--region takes a name, --box four numbers x0,y0,x1,y1")
+    return query
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """An expected error is one line on standard error and its exit status; anything else is shown with its traceback and ends with STOPPED."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+        status = next((status for status, kinds in EXPECTED_ERRORS.items() if names & kinds), None)
+        if status is None:
+            traceback.print_exc()
+            _exit(ExitCode.STOPPED)
+        typer.echo(f"fifa-stream: {' '.join(str(error).split())}", err=True)
+        _exit(status)
+
+
+def _exit(status: ExitCode) -> NoReturn:
+    if any(thread.name == "inference" for thread in threading.enumerate()):
+        # It may be inside native code, which does not survive an orderly interpreter shutdown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise typer.Exit(status)
+
+
+EXPECTED_ERRORS = {
+    ExitCode.SOME_FAILED: {"fifa_stream.send.SendError", "fifa_stream.demo.DemoError"},
+    ExitCode.USAGE: {
+        "fifa_stream.config.ConfigError",
+        "fifa_stream.records.RecordError",
+        "fifa_stream.telemetry.PortTaken",
+        "fifa_stream.consume.CodecMissing",
+        "fifa_stream.embedded.EmbeddedBrokerError",
+    },
+    ExitCode.BROKER: {"fifa_stream.cluster.BrokerError", "fifa_stream.produce.TopicError"},
+    ExitCode.ENGINE: {"engines.contracts.EngineError"},
+    ExitCode.STOPPED: {"fifa_stream.produce.DeliveryError", "fifa_stream.runner.ProcessingError", "kafka.errors.KafkaError"},
+}
+"""By home and name, so that a command imports nothing only to name its errors."""
+
+
+if __name__ == "__main__":
+    app()

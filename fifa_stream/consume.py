@@ -1,0 +1,205 @@
+"""Kafka records in batches: group membership, pause and resume, commits."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import kafka as kafka_python
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import (
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaError,
+    RebalanceInProgressError,
+    RetriableError,
+    UnknownMemberIdError,
+)
+from kafka.structs import MemberState
+
+from fifa_stream.config import KafkaSettings
+from fifa_stream.records import RawRecord
+
+logger = logging.getLogger(__name__)
+
+Partition = tuple[str, int]
+"""(topic, partition)."""
+
+TANSU_SESSION_TIMEOUT_MS = 2_000
+"""Tansu holds every join for half the session timeout, in steps of a second: 1.0 s at 2 s, 23 s at Kafka's default of 45 s."""
+COMMIT_TIMEOUT_MS = 5_000
+"""A commit that takes longer is tried again at the next interval; kafka-python would retry for 30 s while nothing is polled."""
+
+
+class Rebalance(Protocol):
+    """Told of every change of assignment, on the client's own thread: only bookkeeping, never a blocking call."""
+
+    def assigned(self, partitions: Iterable[Partition]) -> None:
+        """New partitions begin."""
+        ...
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """These go to another member; return the positions to commit first."""
+        ...
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """These have gone already; nothing can be committed."""
+        ...
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. One thread owns it."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has settled with us in it, with or without partitions."""
+        ...
+
+    def subscribe(self, topic: str, rebalance: Rebalance) -> None:
+        """Join the group at the next poll."""
+        ...
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
+        """Return what has arrived; wait up to `timeout_s` for the first. Keeps the membership alive, paused or not."""
+        ...
+
+    def pause(self) -> None:
+        """Fetch nothing, on partitions yet to be assigned neither, until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        ...
+
+    def commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Store next offsets. False: not accepted now (rebalance, slow broker); the next commit covers it."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class CodecMissing(ImportError):
+    """The C checksum is not installed."""
+
+
+class KafkaConsumer:
+    """`Consumer` on kafka-python."""
+
+    def __init__(self, kafka: KafkaSettings, *, is_tansu: bool, max_poll_records: int) -> None:
+        try:
+            import crc32c  # noqa: F401
+        except ImportError:
+            # kafka-python would fall back in silence to a checksum in Python: 4 MB/s instead of 20 GB/s.
+            raise CodecMissing("the package crc32c is not installed, and checksums in Python allow 4 MB/s; pip install crc32c") from None
+        session_ms = min(kafka.session_timeout_ms, TANSU_SESSION_TIMEOUT_MS) if is_tansu else kafka.session_timeout_ms
+        self._group_id = kafka.group_id
+        self._paused = False
+        self._consumer = kafka_python.KafkaConsumer(
+            **kafka.client_options(),
+            group_id=kafka.group_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(RangePartitionAssignor if is_tansu else CooperativeStickyAssignor,),
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(3_000, max(session_ms // 4, 100)),
+            max_poll_interval_ms=max(kafka.max_poll_interval_ms, session_ms),
+            max_poll_records=max_poll_records,
+            max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
+            fetch_max_bytes=4 * kafka.max_partition_fetch_bytes,  # prefetched records are outside the limits of the loop
+        )
+
+    @property
+    def joined(self) -> bool:
+        """The group is stable."""
+        return bool(self._consumer.group_metadata().state == MemberState.STABLE)
+
+    def subscribe(self, topic: str, rebalance: Rebalance) -> None:
+        """Join at the next poll."""
+        self._consumer.subscribe([topic], listener=_Listener(self, rebalance))
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
+        """Records of all partitions, in order within each."""
+        batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=max_records)
+        return [_raw_record(record) for records in batches.values() for record in records]
+
+    def pause(self) -> None:
+        """Stop fetching."""
+        self._paused = True
+        self._pause_assigned()
+
+    def _pause_assigned(self) -> None:
+        self._consumer.pause(*self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._paused = False
+        self._consumer.resume(*self._consumer.paused())
+
+    def commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Commit and wait, up to `COMMIT_TIMEOUT_MS`."""
+        try:
+            self._consumer.commit(self._offsets(positions), timeout_ms=COMMIT_TIMEOUT_MS)
+        except (CommitFailedError, RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError) as error:
+            logger.warning("commit not accepted, the group is rebalancing: group=%s error=%s", self._group_id, type(error).__name__)
+            return False
+        except RetriableError as error:
+            logger.warning("commit not accepted, trying again at the next interval: group=%s error=%s", self._group_id, type(error).__name__)
+            return False
+        return True
+
+    def _offsets(self, positions: Mapping[Partition, int]) -> dict[Any, Any]:
+        return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}
+
+    def commit_soon(self, positions: Mapping[Partition, int]) -> None:
+        """Send a commit and do not wait: the only kind allowed on the client's thread; it goes out before the partition is given up."""
+        self._consumer.commit_async(self._offsets(positions))
+
+    def assigned(self) -> None:
+        """Partitions that arrive during a pause are paused too."""
+        if self._paused:
+            self._pause_assigned()
+
+    def close(self) -> None:
+        """Leave the group; a dead broker is not waited for beyond 3 s."""
+        try:
+            self._consumer.close(timeout_ms=3_000)
+        except KafkaError as error:
+            logger.warning("consumer closed without the broker: group=%s error=%s", self._group_id, type(error).__name__)
+
+
+def _raw_record(record: Any) -> RawRecord:
+    headers = tuple((name, data or b"") for name, data in record.headers)  # a header's value may be null on the wire
+    return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped
+    """Hands kafka-python's events on."""
+
+    def __init__(self, consumer: KafkaConsumer, rebalance: Rebalance) -> None:
+        self._consumer = consumer
+        self._rebalance = rebalance
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        partitions = _partitions(assigned)
+        logger.info("partitions assigned: %s", partitions)
+        self._rebalance.assigned(partitions)
+        self._consumer.assigned()
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        partitions = _partitions(revoked)
+        logger.info("partitions revoked: %s", partitions)
+        if positions := self._rebalance.revoked(partitions):
+            self._consumer.commit_soon(positions)
+
+    def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        partitions = _partitions(lost)
+        logger.warning("partitions lost, their unfinished records go to another member: %s", partitions)
+        self._rebalance.lost(partitions)
+
+
+def _partitions(partitions: Iterable[Any]) -> list[Partition]:
+    return sorted((partition.topic, partition.partition) for partition in partitions)

@@ -1,0 +1,137 @@
+"""Which offsets are safe to commit: completions in any order in, a contiguous watermark per assignment out.
+
+An assignment is one stay of a partition with this member. A completion is reported to the assignment its record came from, so what finishes after the
+partition was given up moves nothing. Safe for two threads: the loop, and the client's thread that reports rebalances.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fifa_stream.records import RawRecord
+
+Partition = tuple[str, int]
+"""(topic, partition)."""
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """One stay of a partition with this member; compared by identity."""
+
+    pending: dict[int, None] = field(default_factory=dict)
+    """Offsets started and not finished, in increasing order."""
+    last_started: int = -1
+    committed: int = 0
+    """Position of the last accepted commit; before one, where this stay began."""
+    live: bool = True
+
+    @property
+    def position(self) -> int:
+        """The next offset to commit: everything below it is finished. 0 before the first record."""
+        # The first pending offset is one that was delivered, so gaps (compaction, transaction markers) are stepped over.
+        return next(iter(self.pending), self.last_started + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Names one record in work; handed back once, when its answer is acknowledged."""
+
+    record: RawRecord
+    assignment: Assignment
+
+    @property
+    def live(self) -> bool:
+        """Whether the partition is still ours; otherwise another member answers the record."""
+        return self.assignment.live
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return len(self.record.value or b"")
+
+
+class OffsetTracker:
+    """Every record started is finished once; only a gapless run of finished records is committed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._assignments: dict[Partition, Assignment] = {}
+        self._num_in_flight = 0
+        self._bytes_in_flight = 0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Records started and not finished, those of partitions given up included: they still hold memory."""
+        return self._num_in_flight
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Encoded bytes of the records in flight."""
+        return self._bytes_in_flight
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """What is assigned now."""
+        with self._lock:
+            return tuple(self._assignments)
+
+    def assign(self, partitions: Iterable[Partition]) -> None:
+        """Begin a new stay for each partition."""
+        with self._lock:
+            for partition in partitions:
+                self._end(partition)
+                self._assignments[partition] = Assignment()
+
+    def revoke(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """End the stays; return what may be committed before the partitions go. After a loss the return value is for nobody."""
+        with self._lock:
+            return {partition: position for partition in partitions if (position := self._end(partition)) is not None}
+
+    def _end(self, partition: Partition) -> int | None:
+        assignment = self._assignments.pop(partition, None)
+        if assignment is None:
+            return None
+        assignment.live = False
+        return assignment.position if assignment.position > assignment.committed else None
+
+    def start(self, record: RawRecord) -> Ticket | None:
+        """Enter a polled record. None: its partition was given up since it was fetched, so it is no longer ours to answer."""
+        partition = (record.topic, record.partition)
+        with self._lock:
+            assignment = self._assignments.get(partition)
+            if assignment is None:
+                return None
+            if record.offset <= assignment.last_started:
+                # The log went back (topic made anew, truncation, a position reset): what came before no longer bounds the watermark.
+                assignment = self._assignments[partition] = Assignment()
+            if assignment.last_started < 0:
+                assignment.committed = record.offset
+            assignment.pending[record.offset] = None
+            assignment.last_started = record.offset
+            ticket = Ticket(record, assignment)
+            self._num_in_flight += 1
+            self._bytes_in_flight += ticket.size
+            return ticket
+
+    def done(self, ticket: Ticket) -> None:
+        """Finish a record: its answer is acknowledged, or it is no longer ours. ValueError on a second time."""
+        with self._lock:
+            if ticket.record.offset not in ticket.assignment.pending:
+                raise ValueError(f"offset {ticket.record.offset} of {ticket.record.topic}/{ticket.record.partition} is finished already")
+            del ticket.assignment.pending[ticket.record.offset]
+            self._num_in_flight -= 1
+            self._bytes_in_flight -= ticket.size
+
+    def to_commit(self) -> dict[Partition, int]:
+        """Positions that moved since the last accepted commit."""
+        with self._lock:
+            return {
+                partition: assignment.position for partition, assignment in self._assignments.items() if assignment.position > assignment.committed
+            }
+
+    def committed(self, positions: Mapping[Partition, int]) -> None:
+        """Note an accepted commit."""
+        with self._lock:
+            for partition, position in positions.items():
+                if partition in self._assignments:
+                    self._assignments[partition].committed = position

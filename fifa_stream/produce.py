@@ -1,0 +1,144 @@
+"""Verdicts and dead letters out; acknowledgements come back on the thread that sends.
+
+kafka-python bounds neither the bytes it accepts nor the time a future may take, and its idempotent producer can fall silent for ever after one
+delivery timeout. So both bounds are kept here, and the first failed delivery ends the process before its offset is committed.
+"""
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import kafka as kafka_python
+from kafka.errors import KafkaError
+
+from fifa_stream.config import KafkaSettings
+from fifa_stream.records import OutRecord, RawRecord
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_MARGIN_S = 5.0
+"""Added to delivery_timeout_ms before a future without an answer counts as failed."""
+
+
+class DeliveryError(Exception):
+    """A record was not acknowledged. Nothing may be committed any more: stop."""
+
+
+class TopicError(Exception):
+    """A topic is missing or forbidden."""
+
+
+class Producer(Protocol):
+    """Sends records. One thread owns it."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the bound on unacknowledged bytes allows another record."""
+        ...
+
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+        """Hand a record over; `on_delivery` runs inside a later `poll`. Raises DeliveryError when it is refused at once."""
+        ...
+
+    def poll(self) -> None:
+        """Run `on_delivery` of what was acknowledged since the last call. Raises DeliveryError."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is buffered, then disconnect."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    topic: str
+    answers: RawRecord
+    size: int
+    sent_at: float
+    on_delivery: Callable[[], None]
+
+
+class KafkaProducer:
+    """`Producer` on kafka-python: idempotent, acknowledged by all in-sync replicas."""
+
+    def __init__(self, kafka: KafkaSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._max_bytes = kafka.max_unacknowledged_bytes
+        self._deadline_s = kafka.delivery_timeout_ms / 1000 + DEADLINE_MARGIN_S
+        # One producer, so one compression: dead letters hold compressed images and are rare enough not to deserve a second connection.
+        self._producer = kafka_python.KafkaProducer(
+            **kafka.client_options(),
+            acks="all",
+            linger_ms=5,
+            batch_size=256 << 10,  # the default of 16 KiB would put every 20 KB record in a batch of its own
+            compression_type=None if kafka.compression == "none" else kafka.compression,
+            delivery_timeout_ms=kafka.delivery_timeout_ms,
+            request_timeout_ms=min(30_000, kafka.delivery_timeout_ms - 100),
+            max_request_size=kafka.max_request_bytes,
+            max_block_ms=kafka.bootstrap_timeout_ms,
+        )
+        self._numbers = itertools.count()
+        self._unacknowledged: dict[int, _Sent] = {}
+        """By send number, so oldest first."""
+        self._bytes = 0
+        self._answers: deque[tuple[int, BaseException | None]] = deque()
+        """Filled on the client's thread, emptied in `poll`."""
+
+    @property
+    def has_room(self) -> bool:
+        """True while unacknowledged bytes are below the bound; one record may pass it."""
+        return self._bytes < self._max_bytes
+
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+        """Hand over; blocks only while the topic's partitions are looked up for the first time."""
+        try:
+            future = self._producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+        except KafkaError as error:
+            raise DeliveryError(_failure(topic, answers, error)) from None
+        number = next(self._numbers)
+        sent = _Sent(topic, answers, len(record.value or b""), self._clock(), on_delivery)
+        self._unacknowledged[number] = sent
+        self._bytes += sent.size
+        future.add_callback(lambda _: self._answers.append((number, None)))
+        future.add_errback(lambda error: self._answers.append((number, error)))
+
+    def poll(self) -> None:
+        """Take in the answers that have come."""
+        while self._answers:
+            number, error = self._answers.popleft()
+            sent = self._unacknowledged.pop(number)
+            self._bytes -= sent.size
+            if error is not None:
+                raise DeliveryError(_failure(sent.topic, sent.answers, error))
+            sent.on_delivery()
+        oldest = next(iter(self._unacknowledged.values()), None)
+        if oldest is not None and self._clock() - oldest.sent_at > self._deadline_s:
+            raise DeliveryError(_failure(oldest.topic, oldest.answers, TimeoutError(f"no answer within {self._deadline_s:.0f} s")))
+
+    def check(self, *topics: str) -> None:
+        """Look the topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
+        for topic in topics:
+            try:
+                self._producer.partitions_for(topic)
+            except KafkaError as error:
+                raise TopicError(
+                    f"topic {topic!r} cannot be used: {type(error).__name__}: {error}; make it with 'fifa-stream topics create', or grant access"
+                ) from None
+
+    def close(self, timeout_s: float) -> None:
+        """Flush and disconnect within the time; what is not acknowledged by then was never committed."""
+        try:
+            self._producer.close(timeout=timeout_s)
+        except KafkaError as error:
+            logger.warning("producer closed without the broker: %s", type(error).__name__)
+
+
+def _failure(topic: str, raw: RawRecord, error: BaseException) -> str:
+    return (
+        f"the answer to {raw.topic}/{raw.partition}/{raw.offset} was not delivered to {topic}: {type(error).__name__}: {error}; "
+        "its offset stays uncommitted, so it is answered again after a restart"
+    )

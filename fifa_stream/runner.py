@@ -1,0 +1,491 @@
+"""The loop: records in, verdicts out, offsets committed only after delivery.
+
+At least once: a crash repeats frames, it never loses one. One thread runs the loop and owns the clients; one more runs the engine, so that the group
+never waits for inference. `stop` may come from a signal handler or another thread.
+"""
+
+import contextlib
+import functools
+import logging
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import FrameType
+from typing import Protocol
+
+from fifa_stream.cluster import find_cluster
+from fifa_stream.config import Settings
+from fifa_stream.consume import Consumer, KafkaConsumer
+from fifa_stream.offsets import OffsetTracker, Partition, Ticket
+from fifa_stream.produce import KafkaProducer, Producer
+from fifa_stream.records import (
+    FrameRecord,
+    OutRecord,
+    RawRecord,
+    Reason,
+    RecordError,
+    TransientError,
+    Verdict,
+    dead_letter_record,
+    parse_frame,
+    verdict_record,
+)
+from fifa_stream.telemetry import (
+    BATCH_RETRIES,
+    BATCH_SECONDS,
+    BATCH_SIZE,
+    COMMITS,
+    DEAD_LETTERS_SENT,
+    FRAME_SECONDS,
+    IN_FLIGHT_BYTES,
+    IN_FLIGHT_RECORDS,
+    PARTITIONS,
+    PAUSED,
+    RECORDS_HANDED_OVER,
+    RECORDS_POLLED,
+    VERDICTS_SENT,
+    Health,
+    HealthServer,
+    Meter,
+    Metric,
+)
+
+logger = logging.getLogger(__name__)
+
+IDLE_POLL_S = 0.1
+"""kafka-python has no wakeup: this bounds how late a stop is noticed."""
+BUSY_POLL_S = 0.01
+"""While answers are due, so that a verdict does not wait for the next frame."""
+BATCHES_AT_WORKER = 2
+"""One running, one ready behind it."""
+HEADER_BYTES = 4 << 10
+"""Kept free of kafka.max_request_bytes for our own headers and the batch's."""
+RETRY_FIRST_S = 0.1
+"""Wait before the second try of a batch; doubled each time."""
+
+Result = Verdict | RecordError
+
+
+class FrameProcessor(Protocol):
+    """Frames to verdicts. Called by one thread."""
+
+    def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
+        """One result per frame, in order. Raises TransientError when the whole batch is worth another try."""
+        ...
+
+
+class ProcessingError(Exception):
+    """A batch failed for a reason that is not the records': the process stops before its offsets are committed."""
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    DRAINED = "drained"
+    DRAIN_TIMEOUT = "drain timeout"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A frame on its way, since when."""
+
+    ticket: Ticket
+    frame: FrameRecord
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A record ready to be sent."""
+
+    ticket: Ticket
+    since: float
+    topic: str
+    record: OutRecord
+    metric: Metric
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch that came back."""
+
+    batch: Sequence[Work]
+    results: Sequence[Result]
+    seconds: float
+
+
+class Worker(Protocol):
+    """Where batches are processed, in order."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `submit` may be called."""
+        ...
+
+    def submit(self, batch: Sequence[Work]) -> None:
+        """Hand a batch over."""
+        ...
+
+    def results(self) -> list[Done]:
+        """What has come back since the last call. Raises ProcessingError."""
+        ...
+
+    def close(self) -> None:
+        """Start nothing more. Does not wait for what runs."""
+        ...
+
+
+class WorkerThread:
+    """`Worker` on one daemon thread."""
+
+    def __init__(self, process: Callable[[Sequence[Work]], Done]) -> None:
+        self._process = process
+        self._inbox: queue.SimpleQueue[Sequence[Work] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
+        self._num_inside = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_room(self) -> bool:
+        """At most `BATCHES_AT_WORKER` inside."""
+        return self._num_inside < BATCHES_AT_WORKER
+
+    def submit(self, batch: Sequence[Work]) -> None:
+        """Queue a batch."""
+        self._num_inside += 1
+        self._inbox.put(batch)
+
+    def results(self) -> list[Done]:
+        """Take what is ready; re-raise what the thread died of."""
+        done: list[Done] = []
+        while not self._outbox.empty():
+            item = self._outbox.get()
+            if isinstance(item, BaseException):
+                raise item
+            self._num_inside -= 1
+            done.append(item)
+        return done
+
+    def close(self) -> None:
+        """End the thread after the batch it runs."""
+        self._closed.set()
+        self._inbox.put(None)
+
+    def _run(self) -> None:
+        while (batch := self._inbox.get()) is not None and not self._closed.is_set():
+            try:
+                self._outbox.put(self._process(batch))
+            except BaseException as error:  # carried to the loop, which stops the process
+                self._outbox.put(error)
+                return
+
+
+class Runner:
+    """The loop over injected parts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        processor: FrameProcessor,
+        *,
+        consumer: Consumer,
+        producer: Producer,
+        worker: Callable[[Callable[[Sequence[Work]], Done]], Worker] = WorkerThread,
+        meter: Meter | None = None,
+        health: Health | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._processor = processor
+        self._consumer = consumer
+        self._producer = producer
+        self._clock = clock
+        self._stop = threading.Event()
+        self._abort = threading.Event()
+        self._pause = pause or self._abort.wait
+        self._meter = meter or Meter()
+        self._health = health or Health(clock=clock)
+        self._offsets = OffsetTracker()
+        self._worker = worker(self._process)
+        self._waiting: deque[Work] = deque()
+        self._answers: deque[Answer] = deque()
+        self._is_paused = False
+        self._next_commit = 0.0
+
+    def stop(self) -> None:
+        """Finish what is in flight, commit, leave. A second call abandons what is in flight: it is repeated by whoever comes next."""
+        if self._stop.is_set():
+            self._abort.set()
+        self._stop.set()
+
+    def run(self) -> Outcome:
+        """Turn until stopped. Raises ProcessingError, DeliveryError; whatever it raises, nothing unanswered was committed."""
+        self._consumer.subscribe(self._settings.kafka.frames_topic, self)
+        self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
+        try:
+            while not self._stop.is_set():
+                self.turn()
+            return self._drain()
+        finally:
+            self._health.ready = False
+            self._worker.close()
+            self._consumer.close()
+            self._producer.close(timeout_s=0.0 if self._abort.is_set() else 3.0)
+
+    def turn(self) -> None:
+        """One pass over the stages. Every record polled here leaves as a verdict or as a dead letter."""
+        self._health.turn()
+        self._balance()
+        self._take_in(self._consumer.poll(max_records=self._settings.batch.max_frames * 2, timeout_s=self._poll_time()))
+        self._hand_to_worker()
+        for done in self._worker.results():
+            self._meter.observe(BATCH_SIZE, len(done.batch))
+            self._meter.observe(BATCH_SECONDS, done.seconds)
+            for work, result in zip(done.batch, done.results, strict=True):
+                self._answer(work.ticket, work.since, work.frame, result)
+        self._send_answers()
+        self._producer.poll()  # acknowledgements arrive here and advance the watermark
+        if self._clock() >= self._next_commit:
+            self._commit()
+        self._report()
+
+    # The consumer calls these three on its own thread.
+
+    def assigned(self, partitions: Iterable[Partition]) -> None:
+        """Begin to track."""
+        self._offsets.assign(partitions)
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """Stop tracking; what is finished may still be committed."""
+        return self._offsets.revoke(partitions)
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """Stop tracking."""
+        self._offsets.revoke(partitions)
+
+    def _balance(self) -> None:
+        """Pause at the limits, resume at half of them. Paused is still polled: the group drops a member that does not."""
+        limits, load = self._settings.limits, self._offsets
+        if not self._is_paused and (load.num_in_flight >= limits.max_in_flight_records or load.bytes_in_flight >= limits.max_in_flight_bytes):
+            self._consumer.pause()
+            self._is_paused = True
+        elif (
+            self._is_paused
+            and not self._stop.is_set()
+            and load.num_in_flight <= limits.max_in_flight_records // 2
+            and load.bytes_in_flight <= limits.max_in_flight_bytes // 2
+        ):
+            self._consumer.resume()
+            self._is_paused = False
+
+    def _poll_time(self) -> float:
+        return BUSY_POLL_S if self._offsets.num_in_flight else IDLE_POLL_S
+
+    def _take_in(self, records: Sequence[RawRecord]) -> None:
+        if self._stop.is_set():
+            return  # not started, so not committed: the next member gets them
+        now = self._clock()
+        for record in records:
+            ticket = self._offsets.start(record)
+            if ticket is None:
+                self._meter.add(RECORDS_HANDED_OVER)
+                continue
+            self._meter.add(RECORDS_POLLED)
+            try:
+                frame = parse_frame(record, max_value_bytes=self._settings.limits.max_record_bytes)
+            except RecordError as error:
+                self._answer(ticket, now, None, error)
+            else:
+                self._waiting.append(Work(ticket, frame, now))
+
+    def _hand_to_worker(self) -> None:
+        """Form batches by count or by the age of the first frame, while the worker has room."""
+        batch = self._settings.batch
+        while self._waiting and self._worker.has_room:
+            full = len(self._waiting) >= batch.max_frames
+            due = self._clock() - self._waiting[0].since >= batch.max_delay_ms / 1000
+            if not (full or due or self._stop.is_set()):
+                return
+            works = [self._waiting.popleft() for _ in range(min(batch.max_frames, len(self._waiting)))]
+            for work in works:
+                if not work.ticket.live:
+                    self._hand_over(work.ticket)
+            if ours := [work for work in works if work.ticket.live]:
+                self._worker.submit(ours)
+
+    def _process(self, batch: Sequence[Work]) -> Done:
+        """Run on the worker. The one place that catches everything: it names the records, and the process stops."""
+        began = self._clock()
+        frames = [work.frame for work in batch]
+        names = ", ".join(f"{frame.raw.topic}/{frame.raw.partition}/{frame.raw.offset}" for frame in frames)
+        attempts = self._settings.runtime.transient_attempts
+        for attempt in range(attempts):
+            try:
+                results = self._processor.process(frames)
+            except TransientError as error:
+                if attempt + 1 == attempts or self._abort.is_set():
+                    raise ProcessingError(f"gave up after {attempt + 1} tries of {names}: {error}") from error
+                logger.warning("trying again: attempt=%d records=%s error=%s", attempt + 1, names, error)
+                self._meter.add(BATCH_RETRIES)
+                self._pause(RETRY_FIRST_S * 2**attempt)
+            except Exception as error:
+                logger.exception("processing failed: records=%s", names)
+                raise ProcessingError(f"{type(error).__name__} while processing {names}: {error}") from error
+            else:
+                if len(results) != len(frames):
+                    raise ProcessingError(f"the processor gave {len(results)} results for {len(frames)} frames: {names}")
+                return Done(batch, results, self._clock() - began)
+        raise AssertionError("transient_attempts is at least 1")
+
+    def _answer(self, ticket: Ticket, since: float, frame: FrameRecord | None, result: Result) -> None:
+        kafka = self._settings.kafka
+        limit = kafka.max_request_bytes - HEADER_BYTES
+        if isinstance(result, Verdict):
+            assert frame is not None, "a verdict without its frame"
+            record = verdict_record(result, frame)
+            if _size(record) <= limit:
+                self._answers.append(Answer(ticket, since, kafka.verdicts_topic, record, VERDICTS_SENT, {"label": result.label.value}))
+                return
+            result = RecordError(
+                Reason.RECORD_TOO_LARGE,
+                f"the verdict has {_size(record)} bytes, {limit} fit kafka.max_request_bytes; raise it, or lower limits.max_faces",
+            )
+        record = _dead_letter(ticket.record, result, group=kafka.group_id, limit=limit)
+        self._answers.append(Answer(ticket, since, kafka.dead_letters_topic, record, DEAD_LETTERS_SENT, {"reason": result.reason.value}))
+
+    def _send_answers(self) -> None:
+        while self._answers and self._producer.has_room:
+            answer = self._answers.popleft()
+            if not answer.ticket.live:
+                self._hand_over(answer.ticket)
+                continue
+            self._producer.send(answer.topic, answer.record, answers=answer.ticket.record, on_delivery=functools.partial(self._delivered, answer))
+
+    def _delivered(self, answer: Answer) -> None:
+        self._offsets.done(answer.ticket)
+        self._meter.add(answer.metric, **answer.labels)
+        self._meter.observe(FRAME_SECONDS, self._clock() - answer.since)
+
+    def _hand_over(self, ticket: Ticket) -> None:
+        """Its partition went to another member, which answers it."""
+        self._offsets.done(ticket)
+        self._meter.add(RECORDS_HANDED_OVER)
+
+    def _commit(self) -> None:
+        self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
+        if not (positions := self._offsets.to_commit()):
+            return
+        accepted = self._consumer.commit(positions)
+        self._meter.add(COMMITS, outcome="accepted" if accepted else "refused")
+        if accepted:
+            self._offsets.committed(positions)
+
+    def _drain(self) -> Outcome:
+        self._health.ready = False
+        deadline = self._clock() + self._settings.runtime.drain_timeout_s
+        logger.info("draining: in_flight=%d", self._offsets.num_in_flight)
+        self._consumer.pause()
+        self._is_paused = True
+        outcome = Outcome.DRAINED
+        while self._offsets.num_in_flight:
+            if self._abort.is_set():
+                outcome = Outcome.ABORTED
+            elif self._clock() > deadline:
+                outcome = Outcome.DRAIN_TIMEOUT
+            if outcome is not Outcome.DRAINED:
+                logger.warning(
+                    "stopped before the end (%s): in_flight=%d, to be answered by the next member", outcome.value, self._offsets.num_in_flight
+                )
+                break
+            self.turn()
+        self._commit()
+        return outcome
+
+    def _report(self) -> None:
+        if not self._health.ready and not self._stop.is_set() and self._consumer.joined:
+            self._health.ready = self._health.started = True
+            logger.info("ready: group=%s topic=%s", self._settings.kafka.group_id, self._settings.kafka.frames_topic)
+        self._meter.set(IN_FLIGHT_RECORDS, self._offsets.num_in_flight)
+        self._meter.set(IN_FLIGHT_BYTES, self._offsets.bytes_in_flight)
+        self._meter.set(PAUSED, float(self._is_paused))
+        self._meter.set(PARTITIONS, len(self._offsets.partitions))
+
+
+def _size(record: OutRecord) -> int:
+    return len(record.key or b"") + len(record.value or b"") + sum(len(name.encode()) + len(data) for name, data in record.headers)
+
+
+def _dead_letter(raw: RawRecord, error: RecordError, *, group: str, limit: int) -> OutRecord:
+    """As much of the input as fits: all of it, else all but the image (its digest stays), else nothing but where and why."""
+    whole = dead_letter_record(raw, error, group=group, keep_value=raw.value is not None)
+    if _size(whole) <= limit:
+        return whole
+    without_image = dead_letter_record(raw, error, group=group, keep_value=False)
+    if _size(without_image) <= limit:
+        return without_image
+    return dead_letter_record(replace(raw, key=None, headers=()), error, group=group, keep_value=False)
+
+
+@contextlib.contextmanager
+def stop_on_signals(runner: Runner) -> Iterator[None]:
+    """SIGTERM and SIGINT drain; a second one abandons what is in flight. Main thread only."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        runner.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_pipeline(settings: Settings) -> FrameProcessor:
+    """Open the engine bundle and build what turns frames into verdicts. Raises EngineError."""
+    # Imported here: the loop itself needs no inference runtime, and toys run without one.
+    from engines.analyzer import Analyzer
+    from engines.runtime import bundled_engine, open_bundle
+    from fifa_stream.decode import DecodeLimits
+    from fifa_stream.detect import DetectLimits
+    from fifa_stream.infer import FramePipeline, PipelineLimits
+
+    engine, limits = settings.engine, settings.limits
+    bundle = open_bundle(engine.folder or bundled_engine(), threads=engine.threads, pinned_digest=engine.pinned_digest)
+    pipeline_limits = PipelineLimits(
+        decode=DecodeLimits(max_image_bytes=limits.max_record_bytes, max_pixels=limits.max_pixels),
+        detect=DetectLimits(max_side_px=limits.max_side, max_faces=limits.max_faces, min_face_px=limits.min_face_px),
+        max_batch_faces=settings.batch.max_faces,
+        explain=engine.explain,
+    )
+    logger.info("engine loaded: name=%s version=%s manifest=%s", bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
+    return FramePipeline(pipeline_limits, Analyzer(bundle, operating_point=engine.operating_point), bundle)
+
+
+def serve(settings: Settings, load_processor: Callable[[], FrameProcessor]) -> Outcome:
+    """Run against Kafka until a signal. Raises BrokerError, TopicError, PortTaken, EngineError, DeliveryError, ProcessingError."""
+    health, meter = Health(), Meter()
+    with contextlib.ExitStack() as stack:
+        if settings.runtime.health_port:
+            server = HealthServer(health, meter, host=settings.runtime.health_host, port=settings.runtime.health_port)
+            stack.callback(server.close)
+        cluster = find_cluster(settings.kafka)
+        if cluster.is_tansu:
+            logger.warning("the broker is Tansu: in memory, for demonstration; nothing survives its end")
+        processor = load_processor()
+        producer = KafkaProducer(settings.kafka)
+        producer.check(settings.kafka.frames_topic, settings.kafka.verdicts_topic, settings.kafka.dead_letters_topic)
+        consumer = KafkaConsumer(settings.kafka, is_tansu=cluster.is_tansu, max_poll_records=settings.batch.max_frames * 2)
+        runner = Runner(settings, processor, consumer=consumer, producer=producer, meter=meter, health=health)
+        with stop_on_signals(runner):
+            return runner.run()

@@ -1,0 +1,423 @@
+"""Stand-ins for tests, ours and our users': an in-memory broker, a clock that is set by hand, and toys in place of the engine.
+
+`python -m fifa_stream.testing worker` runs the real loop against a real broker with `ToyProcessor`.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contracts import (
+    FORGERY_TYPES,
+    Analysis,
+    Calibration,
+    DecoderSpec,
+    Evidence,
+    Explanation,
+    Label,
+    Manifest,
+    OperatingPoint,
+    PreprocessSpec,
+)
+from fifa_stream.config import load
+from fifa_stream.consume import Partition, Rebalance
+from fifa_stream.produce import DeliveryError
+from fifa_stream.records import (
+    EngineIdentity,
+    FrameRecord,
+    InputCoordinates,
+    Media,
+    OperatingPointUsed,
+    OutRecord,
+    RawRecord,
+    Reason,
+    RecordError,
+    Verdict,
+)
+from fifa_stream.runner import Done, Outcome, Result, Work, serve
+from fifa_stream.telemetry import configure_logging
+
+
+class FakeClock:
+    """Seconds that pass only when told."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    members: list["MemoryConsumer"] = field(default_factory=list)
+    committed: dict[Partition, int] = field(default_factory=dict)
+
+
+class MemoryBroker:
+    """Topics, partitions and consumer groups in one process: enough for the loop. Partition of a key: sum of its bytes modulo the partitions."""
+
+    def __init__(self, topics: Mapping[str, int]) -> None:
+        self._logs: dict[Partition, list[RawRecord]] = {(topic, number): [] for topic, count in topics.items() for number in range(count)}
+        self._num_partitions = dict(topics)
+        self._groups: dict[str, _Group] = {}
+
+    def append(self, topic: str, record: OutRecord, *, partition: int | None = None, skip: int = 0) -> RawRecord:
+        """Add a record; `skip` leaves a gap of offsets before it, as compaction and transaction markers do."""
+        number = sum(record.key or b"") % self._num_partitions[topic] if partition is None else partition
+        log = self._logs[topic, number]
+        offset = (log[-1].offset + 1 if log else 0) + skip
+        raw = RawRecord(topic, number, offset, 1_700_000_000_000 + offset, record.key, record.value, record.headers)
+        log.append(raw)
+        return raw
+
+    def records(self, topic: str) -> list[RawRecord]:
+        """All records of a topic, by partition and offset."""
+        return [record for (name, _), log in sorted(self._logs.items()) if name == topic for record in log]
+
+    def committed(self, group: str) -> dict[Partition, int]:
+        """Next offsets of a group."""
+        return dict(self._group(group).committed)
+
+    def rewrite(self, topic: str, partition: int, records: Sequence[RawRecord]) -> None:
+        """Replace a log, as deleting and making a topic anew does."""
+        self._logs[topic, partition] = list(records)
+
+    def read(self, partition: Partition, position: int, limit: int) -> list[RawRecord]:
+        """Up to `limit` records from `position` on."""
+        return [record for record in self._logs[partition] if record.offset >= position][:limit]
+
+    def rebalance(self, group: str, topic: str) -> None:
+        """Deal the partitions of a topic round among the members; only what moves is revoked."""
+        members = self._group(group).members
+        wanted: dict[MemoryConsumer, list[Partition]] = {member: [] for member in members}
+        for number in range(self._num_partitions[topic]):
+            if members:
+                wanted[members[number % len(members)]].append((topic, number))
+        for member, partitions in wanted.items():
+            member.give_up([partition for partition in member.positions if partition not in partitions])
+        for member, partitions in wanted.items():
+            member.receive([partition for partition in partitions if partition not in member.positions])
+
+    def _group(self, group: str) -> _Group:
+        return self._groups.setdefault(group, _Group())
+
+    def join(self, group: str, member: "MemoryConsumer", topic: str) -> None:
+        """Add a member."""
+        self._group(group).members.append(member)
+        self.rebalance(group, topic)
+
+    def leave(self, group: str, member: "MemoryConsumer", topic: str) -> None:
+        """Remove a member; it keeps what it knows, its partitions go on."""
+        self._group(group).members.remove(member)
+        self.rebalance(group, topic)
+
+    def commit(self, group: str, positions: Mapping[Partition, int]) -> None:
+        """Store next offsets."""
+        self._group(group).committed.update(positions)
+
+
+class MemoryConsumer:
+    """`Consumer` on a `MemoryBroker`. With a clock, an empty poll takes its timeout."""
+
+    def __init__(self, broker: MemoryBroker, group: str, *, clock: FakeClock | None = None) -> None:
+        self._broker = broker
+        self._group = group
+        self._clock = clock
+        self._topic = ""
+        self._rebalance: Rebalance | None = None
+        self._paused = False
+        self.positions: dict[Partition, int] = {}
+        self.commits: list[dict[Partition, int]] = []
+        """Every accepted commit, in order."""
+        self.refuse_commits = False
+        self.closed = False
+        self.on_poll: Callable[[], None] = lambda: None
+        """Runs at the start of each poll: the place for a test to make something happen."""
+
+    @property
+    def joined(self) -> bool:
+        """Subscribed and not gone."""
+        return self._rebalance is not None and not self.closed
+
+    def subscribe(self, topic: str, rebalance: Rebalance) -> None:
+        """Join at once."""
+        self._topic, self._rebalance = topic, rebalance
+        self._broker.join(self._group, self, topic)
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
+        """Records in order within each partition."""
+        self.on_poll()
+        polled: list[RawRecord] = []
+        if not self._paused:
+            for partition, position in self.positions.items():
+                records = self._broker.read(partition, position, max_records - len(polled))
+                if records:
+                    self.positions[partition] = records[-1].offset + 1
+                    polled += records
+        if not polled and self._clock is not None:
+            self._clock.advance(timeout_s)
+        return polled
+
+    def pause(self) -> None:
+        """Return nothing."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Return records again."""
+        self._paused = False
+
+    def commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Accepted unless `refuse_commits`, or a partition is another's."""
+        if self.refuse_commits or not positions.keys() <= self.positions.keys():
+            return False
+        self.commits.append(dict(positions))
+        self._broker.commit(self._group, positions)
+        return True
+
+    def give_up(self, partitions: Sequence[Partition]) -> None:
+        """Hand partitions back, committing what is finished."""
+        if partitions and self._rebalance is not None:
+            self._broker.commit(self._group, self._rebalance.revoked(partitions))
+            for partition in partitions:
+                del self.positions[partition]
+
+    def receive(self, partitions: Sequence[Partition]) -> None:
+        """Begin at the committed offsets."""
+        if partitions and self._rebalance is not None:
+            committed = self._broker.committed(self._group)
+            self.positions |= {partition: committed.get(partition, 0) for partition in partitions}
+            self._rebalance.assigned(partitions)
+
+    def lose(self) -> None:
+        """Be thrown out, as a member that was silent too long is: nothing is committed."""
+        assert self._rebalance is not None, "not subscribed"
+        self._rebalance.lost(tuple(self.positions))
+        self.positions.clear()
+        self._broker.leave(self._group, self, self._topic)
+
+    def close(self) -> None:
+        """Leave the group."""
+        if not self.closed:
+            self.closed = True
+            self.give_up(tuple(self.positions))
+            self._broker.leave(self._group, self, self._topic)
+
+
+class MemoryProducer:
+    """`Producer` on a `MemoryBroker`. Records are written and acknowledged in `poll`, unless held back."""
+
+    def __init__(self, broker: MemoryBroker, *, max_unacknowledged: int = 1_000_000) -> None:
+        self._broker = broker
+        self._max_unacknowledged = max_unacknowledged
+        self._sent: deque[tuple[str, OutRecord, RawRecord, Callable[[], None]]] = deque()
+        self.hold = False
+        """While True nothing is acknowledged."""
+        self.fail_after: int | None = None
+        """Refuse every record after this many."""
+        self.closed = False
+        self._num_delivered = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Fewer than `max_unacknowledged` records wait."""
+        return len(self._sent) < self._max_unacknowledged
+
+    @property
+    def num_waiting(self) -> int:
+        """Sent and not acknowledged."""
+        return len(self._sent)
+
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+        """Accept a record."""
+        self._sent.append((topic, record, answers, on_delivery))
+
+    def poll(self) -> None:
+        """Write and acknowledge what waits, first in first out."""
+        while self._sent and not self.hold:
+            topic, record, answers, on_delivery = self._sent.popleft()
+            if self.fail_after is not None and self._num_delivered >= self.fail_after:
+                raise DeliveryError(f"the answer to {answers.topic}/{answers.partition}/{answers.offset} was not delivered to {topic}: told to fail")
+            self._broker.append(topic, record)
+            self._num_delivered += 1
+            on_delivery()
+
+    def close(self, timeout_s: float) -> None:
+        """Forget what waits: it was never acknowledged."""
+        self.closed = True
+        self._sent.clear()
+
+
+class InlineWorker:
+    """`Worker` without a thread: a batch is processed when its result is asked for."""
+
+    def __init__(self, process: Callable[[Sequence[Work]], Done]) -> None:
+        self._process = process
+        self._inbox: deque[Sequence[Work]] = deque()
+        self.capacity = 2
+        self.hold = False
+        """While True nothing comes back."""
+        self.closed = False
+
+    @property
+    def has_room(self) -> bool:
+        """Fewer than `capacity` batches inside."""
+        return len(self._inbox) < self.capacity
+
+    def submit(self, batch: Sequence[Work]) -> None:
+        """Queue a batch."""
+        self._inbox.append(batch)
+
+    def results(self) -> list[Done]:
+        """Process what is queued."""
+        return [] if self.hold else [self._process(self._inbox.popleft()) for _ in range(len(self._inbox))]
+
+    def close(self) -> None:
+        """Nothing to end."""
+        self.closed = True
+
+
+def toy_operating_point() -> OperatingPoint:
+    """Fake from 0.6, real below 0.4, explained from 0.4."""
+    return OperatingPoint(name="toy", fake_at=0.6, real_below=0.4, explain_at=0.4)
+
+
+def toy_manifest() -> Manifest:
+    """A manifest without parts, for toys that answer without an engine."""
+    return Manifest(
+        name="toy",
+        version="0",
+        precision="fp32",
+        backend="onnxruntime",
+        parts={},
+        files={},
+        preprocess=PreprocessSpec(image_size=224, grid=16, mask_size=64, crop_scale=1.3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        decoder=DecoderSpec(num_layers=1, num_heads=1, head_dim=8, width=8, vocab_size=8, num_prefix_tokens=1, capacity=8, max_new_tokens=4),
+        forgery_types=FORGERY_TYPES,
+        fict_depth=14,
+        calibration=Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing"),
+        operating_points={"toy": toy_operating_point()},
+        default_operating_point="toy",
+        score_baseline=(0.05,) * 20,
+        licences={},
+        provenance={},
+        metrics={},
+        digest=hashlib.sha256(b"toy").hexdigest(),
+    )
+
+
+class ToyAnalyzer:
+    """Answers like `engines.analyzer.Analyzer`, from mean brightness: the brighter the crop, the more fake."""
+
+    def __init__(self) -> None:
+        self.manifest = toy_manifest()
+        self.operating_point = toy_operating_point()
+
+    def label(self, fake_score: float) -> Label:
+        """The operating point's two cuts."""
+        if fake_score >= self.operating_point.fake_at:
+            return Label.FAKE
+        return Label.REAL if fake_score < self.operating_point.real_below else Label.INCONCLUSIVE
+
+    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str]) -> list[Analysis]:
+        """One analysis per crop; the mask is the upper half."""
+        analyses = []
+        for crop_HWC, policy in zip(crops_BHWC, explain, strict=True):
+            score = float(crop_HWC.mean()) / 255
+            wanted = policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at)
+            mask_HW = np.zeros((64, 64), np.float32)
+            mask_HW[:32] = 0.9
+            explanation = Explanation(
+                text="The skin is too bright.",
+                markup="<p> The skin </p> [SEG] is too bright.",
+                evidence=(Evidence("The skin", (0, 8), "skin", mask_HW, 0.8, {"brightness": float(crop_HWC.mean())}),),
+            )
+            logit = float(np.log(max(score, 1e-6) / max(1 - score, 1e-6)))
+            analyses.append(
+                Analysis(
+                    fake_score=score,
+                    raw_score=logit,
+                    type_probs=(0.7, 0.1, 0.1, 0.1),
+                    artifact_map_HW=np.full((16, 16), score, np.float32),
+                    explanation=explanation if wanted else None,
+                )
+            )
+        return analyses
+
+
+class ToyProcessor:
+    """Frames to verdicts without looking at pixels: a value that begins with b'bad' becomes a dead letter, any other a verdict without faces."""
+
+    def __init__(self, *, seconds_per_frame: float = 0.0) -> None:
+        self._seconds_per_frame = seconds_per_frame
+        self.batches: list[int] = []
+        """Number of frames in each call."""
+
+    def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
+        """One result per frame, in order."""
+        self.batches.append(len(frames))
+        if self._seconds_per_frame:
+            time.sleep(self._seconds_per_frame * len(frames))
+        return [toy_result(frame) for frame in frames]
+
+
+def toy_result(frame: FrameRecord) -> Result:
+    """A function of the record alone."""
+    raw = frame.raw
+    value = raw.value or b""
+    if value.startswith(b"bad"):
+        return RecordError(Reason.UNDECODABLE_IMAGE, "the toy processor was sent a value that begins with 'bad'; send another")
+    point = toy_operating_point()
+    return Verdict(
+        id=f"{raw.topic}/{raw.partition}/{raw.offset}",
+        input=InputCoordinates(
+            topic=raw.topic,
+            partition=raw.partition,
+            offset=raw.offset,
+            timestamp_ms=raw.timestamp_ms,
+            stream_id=frame.stream_id,
+            frame_index=frame.frame_index,
+            pts_ms=frame.pts_ms,
+        ),
+        engine=EngineIdentity(name="toy", version="0", manifest_sha256="0" * 64, encoder_sha256="0" * 64, precision="fp32", backend="onnxruntime"),
+        media=Media(content_type="image/png", sha256=hashlib.sha256(value).hexdigest(), size_bytes=len(value), width=1, height=1),
+        label=Label.INCONCLUSIVE,
+        fake_score=None,
+        operating_point=OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below),
+        faces=(),
+        timings_ms={},
+    )
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    settings = load()
+    configure_logging(level=settings.telemetry.log_level, style=settings.telemetry.log_format, kafka_level=settings.telemetry.kafka_log_level)
+    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000))
+    return 0 if outcome is Outcome.DRAINED else 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the toy worker, configured by FIFA_ variables."""
+    parser = argparse.ArgumentParser(prog="python -m fifa_stream.testing")
+    worker = parser.add_subparsers(required=True).add_parser("worker", help="the real loop with a toy processor")
+    worker.add_argument("--frame-ms", type=float, default=0.0, help="milliseconds each frame takes")
+    return _worker(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # as the CLI does: the inference thread may be inside a native call

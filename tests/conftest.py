@@ -1,0 +1,31 @@
+"""Where shared research data and the test broker live, for tests that can use them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, but for one of a library's own: kafka-python 3.0 reads its schemas with deprecated functions on import."""
+    config.addinivalue_line("filterwarnings", r"ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder named by FIFA_SHARED, else `shared` beside the repository."""
+    folder = Path(os.environ.get("FIFA_SHARED") or REPOSITORY.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data: FIFA_SHARED or {folder} is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kafka_home() -> Path:
+    """KAFKA_HOME, else `kafka` in the shared folder."""
+    folder = Path(os.environ.get("KAFKA_HOME") or Path(os.environ.get("FIFA_SHARED") or REPOSITORY.parent / "shared") / "kafka")
+    if not (folder / "bin" / "kafka-server-start.sh").is_file():
+        pytest.skip("needs Apache Kafka: set KAFKA_HOME")
+    return folder

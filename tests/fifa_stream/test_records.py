@@ -1,0 +1,161 @@
+"""The wire: headers in, CloudEvents out, and nothing but RecordError for a record that cannot be read."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fifa_stream.records import (
+    FrameRecord,
+    Headers,
+    Query,
+    RawRecord,
+    Reason,
+    RecordError,
+    Verdict,
+    dead_letter_record,
+    parse_frame,
+    parse_query,
+    verdict_record,
+)
+from fifa_stream.testing import toy_result
+
+
+def raw(*headers: tuple[str, bytes], value: bytes | None = b"image", key: bytes | None = None) -> RawRecord:
+    return RawRecord("fifa.frames", 2, 17, 1_700_000_000_000, key, value, headers)
+
+
+def parsed(*headers: tuple[str, bytes], key: bytes | None = None) -> FrameRecord:
+    return parse_frame(raw(*headers, key=key), max_value_bytes=100)
+
+
+def verdict(frame: FrameRecord) -> Verdict:
+    result = toy_result(frame)
+    assert isinstance(result, Verdict)
+    return result
+
+
+def test_plain_headers_are_read() -> None:
+    frame = parsed(
+        ("Content-Type", b"image/PNG; q=1"),
+        ("stream-id", b"cam-1"),
+        ("frame-index", b"3"),
+        ("pts-ms", b"120"),
+        ("deadline-ms", b"1700000000500"),
+        ("fifa-crop", b"true"),
+        ("fifa-query", b"right_cheek"),
+        ("traceparent", b"00-aa-bb-01"),
+    )
+    assert frame.content_type == "image/png"
+    assert (frame.stream_id, frame.frame_index, frame.pts_ms, frame.deadline_ms) == ("cam-1", 3, 120, 1_700_000_000_500)
+    assert frame.is_crop
+    assert frame.query == Query(region="right_cheek")
+    assert frame.traceparent == "00-aa-bb-01"
+
+
+def test_cloudevents_headers_are_read() -> None:
+    frame = parsed(("ce_datacontenttype", b"image/webp"), ("ce_partitionkey", b"cam-2"), ("ce_traceparent", b"00-aa-bb-01"))
+    assert (frame.content_type, frame.stream_id, frame.traceparent) == ("image/webp", "cam-2", "00-aa-bb-01")
+
+
+@pytest.mark.parametrize(
+    ("headers", "key", "expected"),
+    [
+        pytest.param((("stream-id", b"header"),), b"key", "header", id="header first"),
+        pytest.param((), b"key", "key", id="then key"),
+        pytest.param((), None, "fifa.frames/2", id="then topic and partition"),
+    ],
+)
+def test_a_frame_always_has_a_stream_id(headers: Headers, key: bytes | None, expected: str) -> None:
+    assert parsed(*headers, key=key).stream_id == expected
+
+
+def test_the_last_of_repeated_headers_counts() -> None:
+    assert parsed(("frame-index", b"1"), ("frame-index", b"2")).frame_index == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        pytest.param(raw(value=b""), Reason.EMPTY_VALUE, id="empty value"),
+        pytest.param(raw(value=None), Reason.EMPTY_VALUE, id="null value"),
+        pytest.param(raw(value=b"x" * 101), Reason.RECORD_TOO_LARGE, id="too large"),
+        pytest.param(raw(("stream-id", b"\xff\xfe")), Reason.INVALID_HEADER, id="header not UTF-8"),
+        pytest.param(raw(key=b"\xff"), Reason.INVALID_HEADER, id="key not UTF-8"),
+        pytest.param(raw(("stream-id", b"x" * 257)), Reason.INVALID_HEADER, id="stream id too long"),
+        pytest.param(raw(("frame-index", b"one")), Reason.INVALID_HEADER, id="index not a number"),
+        pytest.param(raw(("frame-index", b"-1")), Reason.INVALID_HEADER, id="index negative"),
+        pytest.param(raw(("pts-ms", b"9" * 5000)), Reason.INVALID_HEADER, id="absurdly long number"),
+        pytest.param(raw(("deadline-ms", b"NaN")), Reason.INVALID_HEADER, id="deadline NaN"),
+        pytest.param(raw(("fifa-crop", b"maybe")), Reason.INVALID_HEADER, id="crop neither true nor false"),
+        pytest.param(raw(("fifa-query", b"1,2,3")), Reason.INVALID_HEADER, id="box of three"),
+        pytest.param(raw(("fifa-query", b"5,0,1,9")), Reason.INVALID_HEADER, id="box inside out"),
+        pytest.param(raw(("fifa-query", b"nan,nan,nan,nan")), Reason.INVALID_HEADER, id="box of NaN"),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_reason(record: RawRecord, reason: Reason) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_frame(record, max_value_bytes=100)
+    assert caught.value.reason is reason
+    assert "\n" not in str(caught.value)
+
+
+def test_a_box_query_is_four_numbers() -> None:
+    assert parse_query("1, 2.5,3,4") == Query(box_xyxy=(1.0, 2.5, 3.0, 4.0))
+
+
+NAMES = st.sampled_from(
+    ["stream-id", "frame-index", "pts-ms", "deadline-ms", "fifa-crop", "fifa-query", "content-type", "traceparent", "ce_partitionkey"]
+)
+VALUES = st.binary(max_size=40) | st.text(max_size=40).map(str.encode) | st.sampled_from([b"0,0,1e400,inf", b"1" * 6000, b"\xd9\xa3", b"1_0", b" 7 "])
+
+
+@settings(deadline=None)
+@given(
+    headers=st.lists(st.tuples(NAMES | st.text(max_size=12), VALUES), max_size=8),
+    key=st.none() | st.binary(max_size=300),
+    value=st.none() | st.binary(max_size=120),
+)
+def test_whatever_arrives_only_a_record_error_comes_out(headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None) -> None:
+    try:
+        frame = parse_frame(RawRecord("t", 0, 0, 0, key, value, tuple(headers)), max_value_bytes=100)
+    except RecordError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert frame.stream_id
+
+
+def test_a_verdict_is_a_cloudevent_keyed_by_its_stream() -> None:
+    frame = parsed(("stream-id", "kamera-\u00e4".encode()), ("frame-index", b"3"), ("traceparent", b"00-aa-bb-01"))
+    record = verdict_record(verdict(frame), frame, now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    headers = dict(record.headers)
+    assert record.key == "kamera-\u00e4".encode()
+    assert headers["content-type"] == b"application/json"
+    assert headers["ce_specversion"] == b"1.0"
+    assert headers["ce_id"] == b"fifa.frames/2/17"
+    assert headers["ce_time"] == b"2026-01-02T03:04:05.000Z"
+    assert headers["fifa-input"] == b"fifa.frames/2/17"
+    assert headers["frame-index"] == b"3"
+    assert headers["traceparent"] == b"00-aa-bb-01"
+
+
+def test_a_verdict_survives_the_wire() -> None:
+    answer = verdict(parsed())
+    assert Verdict.from_bytes(answer.to_bytes()) == answer
+    assert not {"query", "timeline", "segments", "stream"} & json.loads(answer.to_bytes()).keys()
+
+
+def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_and_why() -> None:
+    record = dead_letter_record(raw(("x", b"1"), key=b"k"), RecordError(Reason.EMPTY_VALUE, "why"), group="g")
+    headers = dict(record.headers)
+    assert (record.key, record.value, record.headers[0]) == (b"k", b"image", ("x", b"1"))
+    assert (headers["dlq-reason"], headers["dlq-error"], headers["dlq-consumer-group"]) == (b"empty_value", b"why", b"g")
+    assert (headers["dlq-topic"], headers["dlq-partition"], headers["dlq-offset"]) == (b"fifa.frames", b"2", b"17")
+
+
+def test_a_dead_letter_without_the_image_keeps_its_digest() -> None:
+    record = dead_letter_record(raw(), RecordError(Reason.RECORD_TOO_LARGE, "why"), group="g", keep_value=False)
+    assert record.value == b""
+    assert dict(record.headers)["dlq-value-sha256"] == b"6105d6cc76af400325e94d588ce511be5bfdbb73b437dc51eca43917d7a43e3d"

@@ -1,0 +1,121 @@
+"""The loop against Apache Kafka: nothing is lost over five kills, repeats stay within what was in flight, and SIGTERM drains."""
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fifa_stream.cluster import BrokerError, find_cluster
+from fifa_stream.config import KafkaSettings, LimitSettings
+
+pytestmark = pytest.mark.kafka
+
+CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
+NUM_KILLS = 5
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def bootstrap_servers(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One KRaft node on free ports."""
+    folder = tmp_path_factory.mktemp("kafka")
+    broker_port, controller_port = free_ports(2)
+    lines = []
+    for line in (kafka_home / "config" / "server.properties").read_text().splitlines():
+        if line.startswith("log.dirs="):
+            line = f"log.dirs={folder / 'data'}"
+        lines.append(line.replace("127.0.0.1:9092", f"127.0.0.1:{broker_port}").replace("127.0.0.1:9093", f"127.0.0.1:{controller_port}"))
+    properties = folder / "server.properties"
+    properties.write_text("\n".join(lines) + "\n")
+    storage = [str(kafka_home / "bin" / "kafka-storage.sh"), "format", "--standalone", "-t", CLUSTER_ID, "-c", str(properties)]
+    subprocess.run(storage, check=True, capture_output=True, timeout=300)
+    with (folder / "broker.log").open("wb") as log:
+        broker = subprocess.Popen([str(kafka_home / "bin" / "kafka-server-start.sh"), str(properties)], stdout=log, stderr=log)
+        try:
+            address = f"127.0.0.1:{broker_port}"
+            cluster = find_cluster(KafkaSettings(bootstrap_servers=address, bootstrap_timeout_ms=300_000))
+            assert cluster.cluster_id == CLUSTER_ID
+            yield address
+        finally:
+            broker.terminate()
+            broker.wait(60)
+
+
+def test_a_plaintext_client_learns_that_a_broker_does_not_speak_tls(bootstrap_servers: str) -> None:
+    with pytest.raises(BrokerError, match="did not answer as Kafka over SSL"):
+        find_cluster(KafkaSettings(bootstrap_servers=bootstrap_servers, security_protocol="SSL", bootstrap_timeout_ms=1_000))
+
+
+def test_every_record_ends_as_exactly_one_answer_and_sigterm_drains(
+    bootstrap_servers: str, new_stream: Any, exactly_once_answered: Callable[[Any], tuple[int, int]]
+) -> None:
+    stream = new_stream(bootstrap_servers)
+    worker = stream.start_worker(frame_ms=1.0)
+    worker.wait_ready()
+    stream.send([b"" if index % 50 == 7 else b"bad" if index % 50 == 3 else b"image" * 1000 for index in range(1_000)])
+    stream.answers(at_least=100)
+    assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)  # in the middle of its work
+    stream.start_worker().wait_ready()
+    assert exactly_once_answered(stream) == (960, 40)
+
+
+def test_five_kills_lose_nothing_and_repeat_no_more_than_was_in_flight(bootstrap_servers: str, new_stream: Any) -> None:
+    stream = new_stream(bootstrap_servers)
+    stream.send([b"image" * 400] * 3_000)
+    for kill in range(NUM_KILLS):
+        worker = stream.start_worker(frame_ms=1.0)
+        worker.wait_ready()
+        stream.answers(at_least=(kill + 1) * 300)
+        worker.end(signal.SIGKILL)
+    stream.start_worker().wait_ready()
+    verdicts, letters = stream.answers()
+    assert verdicts.keys() == stream.sent
+    assert not letters
+    repeats = sum(verdicts.values()) - len(verdicts)
+    # A kill repeats what was in flight and what was answered since the last commit: at most 200 frames of 1 ms in an interval of 200 ms.
+    assert repeats <= NUM_KILLS * (LimitSettings().max_in_flight_records + 200)
+    print(f"{NUM_KILLS} kills, {len(stream.sent)} records, 0 lost, {repeats} repeated")
+
+
+def test_two_members_share_and_hand_over(bootstrap_servers: str, new_stream: Any) -> None:
+    stream = new_stream(bootstrap_servers)
+    first = stream.start_worker(frame_ms=1.0)
+    first.wait_ready()
+    stream.send([b"image"] * 500)
+    second = stream.start_worker(frame_ms=1.0)
+    second.wait_ready()
+    stream.send([b"image"] * 500)
+    stream.answers(at_least=700)
+    assert first.end(signal.SIGTERM) == 0, "".join(first.lines)
+    stream.send([b"image"] * 200)
+    verdicts, _ = stream.answers()
+    assert verdicts.keys() == stream.sent
+    assert any("partitions assigned" in line for line in second.lines)
+
+
+def test_a_worker_stopped_for_longer_than_its_session_loses_nothing(bootstrap_servers: str, new_stream: Any) -> None:
+    stream = new_stream(bootstrap_servers, session_timeout_ms=1_000)
+    frozen = stream.start_worker(frame_ms=2.0)
+    frozen.wait_ready()
+    stream.send([b"image"] * 600)
+    stream.answers(at_least=100)
+    frozen.process.send_signal(signal.SIGSTOP)
+    other = stream.start_worker()
+    other.wait_ready()
+    time.sleep(2.0)  # the session of the frozen member ends on the broker's clock
+    frozen.process.send_signal(signal.SIGCONT)
+    verdicts, _ = stream.answers()
+    assert verdicts.keys() == stream.sent
+    assert frozen.end(signal.SIGTERM) == 0, "".join(frozen.lines)
