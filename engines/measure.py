@@ -111,7 +111,7 @@ def _gradients(luma: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
 def _box_mean(luma: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
     """Mean over a (2 radius + 1) square, edges repeated."""
     width = 2 * radius + 1
-    summed = np.pad(luma, radius, mode="edge")
+    summed: NDArray[np.floating] = np.pad(luma, radius, mode="edge")
     for axis in (0, 1):
         total = np.cumsum(summed, axis=axis, dtype=np.float64)
         total = np.concatenate([np.zeros_like(total.take([0], axis)), total], axis)

@@ -66,7 +66,7 @@ class Draw:
         return degraded if self.jpeg is None else jpeg(degraded, self.jpeg)
 
     def alpha(self, alpha_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take a mask along: same window, no light, no codec; outside the image nothing is manipulated."""
+        """Take a mask along: same window, no light, no codec; mirrored beyond the border, as the image is."""
         to_image = self.geometry(alpha_HW.shape)
         return cv2.warpAffine(
             alpha_HW, _half_pixel(to_image), (self.size, self.size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101

@@ -18,6 +18,12 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict().items() if name != "language.lm_head.weight"}
 
 
+def _load(model: FiFaMLLM, folder: Path) -> None:
+    """The inverse: every tensor but the tied one must be there."""
+    tensors = load_file(folder / "model.safetensors")
+    model.load_state_dict({**tensors, "language.lm_head.weight": tensors["language.model.embed_tokens.weight"]})
+
+
 class Ema:
     """Exponential moving average of a module's parameters (buffers are constant here)."""
 
@@ -57,7 +63,7 @@ def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch
     progress = folder / "progress.json"
     if not progress.exists():
         return 0
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    _load(model, folder)
     ema.shadow = load_file(folder / "ema.safetensors")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
@@ -80,5 +86,5 @@ def load_model(folder: Path) -> tuple[FiFaMLLM, TrainConfig]:
     """Load a finished model for evaluation or export."""
     config = TrainConfig.from_json(json.loads((folder / "config.json").read_text()))
     model = FiFaMLLM(config.model)
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    _load(model, folder)
     return model.eval(), config

@@ -72,7 +72,11 @@ def train(
     _set_threads(threads)
     config = RECIPES[recipe]()
     if steps is not None:
-        config = replace(config, vision=replace(config.vision, steps=steps)) if stage == "vision" else replace(config, language=replace(config.language, steps=steps))
+        config = (
+            replace(config, vision=replace(config.vision, steps=steps))
+            if stage == "vision"
+            else replace(config, language=replace(config.language, steps=steps))
+        )
     faces = _faces(data)
     if stage != "language":
         if backbone is None and recipe == "small":
@@ -139,11 +143,14 @@ def evaluate(
 def main() -> None:
     """Entry point: expected failures are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    usage_error = typer.BadParameter.__mro__[1]  # typer exports only this leaf of its usage errors
     try:
-        app()
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        status = app(sys.argv[1:] or ["--help"], prog_name="fifa-train", standalone_mode=False)
+    except (usage_error, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        message = error.format_message() if isinstance(error, usage_error) else str(error)
+        typer.echo(f"fifa-train: {' '.join(message.split())}", err=True)
         raise SystemExit(2) from None
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

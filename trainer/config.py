@@ -107,9 +107,7 @@ class TrainConfig:
     @staticmethod
     def from_json(saved: dict[str, Any]) -> "TrainConfig":
         """The inverse of `to_json`."""
-        return TrainConfig(
-            saved["name"], ModelConfig(**saved["model"]), VisionConfig(**saved["vision"]), LanguageConfig(**saved["language"])
-        )
+        return TrainConfig(saved["name"], ModelConfig(**saved["model"]), VisionConfig(**saved["vision"]), LanguageConfig(**saved["language"]))
 
 
 def small() -> TrainConfig:
@@ -122,8 +120,18 @@ def tiny() -> TrainConfig:
     return TrainConfig(
         "tiny",
         ModelConfig(
-            image_size=56, encoder_width=32, encoder_layers=2, encoder_heads=2, query_width=16, query_heads=2,
-            lm_width=32, lm_layers=2, lm_heads=2, lm_mlp=64, vocab_size=512, mask_width=16,
+            image_size=56,
+            encoder_width=32,
+            encoder_layers=2,
+            encoder_heads=2,
+            query_width=16,
+            query_heads=2,
+            lm_width=32,
+            lm_layers=2,
+            lm_heads=2,
+            lm_mlp=64,
+            vocab_size=512,
+            mask_width=16,
         ),
         VisionConfig(steps=4, pairs={"self_blend": 2}, eval_every=2, save_every=2, warmup_steps=1),
         LanguageConfig(steps=4, batch_faces=4, eval_every=2, save_every=2, warmup_steps=1),

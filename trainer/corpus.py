@@ -34,7 +34,11 @@ def choose_faces(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Fac
     train: list[Face] = []
     for dataset, count in TRAIN_FAKES.items():
         curated = dataset == "dfdc"
-        train += _drawn(rng, (f for f in faces if f.dataset == dataset and f.part == "train" and f.is_fake and (f.pair_quality == "curated" or not curated)), count)
+        train += _drawn(
+            rng,
+            (f for f in faces if f.dataset == dataset and f.part == "train" and f.is_fake and (f.pair_quality == "curated" or not curated)),
+            count,
+        )
     for dataset, count in TRAIN_REALS.items():
         train += _drawn(rng, (f for f in faces if f.dataset == dataset and f.part == "train" and not f.is_fake), count)
     dev = [f for f in faces if f.part != "train" and f.dataset == "dfdc" and f.pair_quality == "curated"]
@@ -69,9 +73,7 @@ def annotate_own(reals: Sequence[Face], out: Path, *, count: int, seed: int) -> 
             else:
                 made = manipulate.self_blend(rng, real) if number % 4 == 0 else manipulate.face_swap(rng, real, other)
             cv2.imwrite(str(out / name), made.image_HWC[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, OWN_JPEG_QUALITY])
-            note = annotate_exact(
-                real, _read(out / name), made.alpha_HW, forgery_type=made.forgery_type, seed=face_seed(seed, OWN, name)
-            )
+            note = annotate_exact(real, _read(out / name), made.alpha_HW, forgery_type=made.forgery_type, seed=face_seed(seed, OWN, name))
             row = to_row(note, dataset=OWN, name=name, part="train") | {"source": [source.dataset, source.name]}
             sink.write(json.dumps(row, separators=(",", ":")) + "\n")
             sink.flush()

@@ -104,8 +104,16 @@ def load_dfdc(root: Path) -> list[Face]:
     images = _members(root / "dfdc")
     return [
         Face(
-            row["file"], "dfdc", images[row["file"]], None, row["label"] == "fake", SWAP_SUM if row["label"] == "fake" else None,
-            row["identity"], _part("dfdc", row["identity"], row["split"]), row["original"] or None, row["pair"],
+            row["file"],
+            "dfdc",
+            images[row["file"]],
+            None,
+            row["label"] == "fake",
+            SWAP_SUM if row["label"] == "fake" else None,
+            row["identity"],
+            _part("dfdc", row["identity"], row["split"]),
+            row["original"] or None,
+            row["pair"],
         )
         for row in _rows(root / "dfdc" / "index.csv")
     ]
@@ -126,7 +134,14 @@ def load_stargan(root: Path) -> list[Face]:
             fake = edit != "real"
             faces.append(
                 Face(
-                    f"{unit}:{edit}", "stargan", images[row["grid"]], window, fake, "attribute_manipulation" if fake else None, unit, part,
+                    f"{unit}:{edit}",
+                    "stargan",
+                    images[row["grid"]],
+                    window,
+                    fake,
+                    "attribute_manipulation" if fake else None,
+                    unit,
+                    part,
                     f"{unit}:real" if fake else None,
                 )
             )
@@ -137,8 +152,14 @@ def _load_flat(root: Path, dataset: str, unit_of: Callable[[dict[str, str]], str
     images = _members(root / dataset)
     return [
         Face(
-            row["file"], dataset, images[row["file"]], None, row["label"] == "fake", "entire_synthesis" if row["label"] == "fake" else None,
-            unit_of(row), _part(dataset, unit_of(row), row["split"]),
+            row["file"],
+            dataset,
+            images[row["file"]],
+            None,
+            row["label"] == "fake",
+            "entire_synthesis" if row["label"] == "fake" else None,
+            unit_of(row),
+            _part(dataset, unit_of(row), row["split"]),
         )
         for row in _rows(root / dataset / "index.csv")
     ]

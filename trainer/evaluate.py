@@ -1,4 +1,4 @@
-"""Measures an engine bundle on one part of the dev sets through the serving analyzer: detection, calibration, type, localisation, explanations, parity.
+"""Measures an engine bundle on one part of the dev sets through the serving analyzer: detection, type, localisation, explanations, parity.
 
 Everything runs on the graphs that serve (or on the torch reference behind the same protocol). Tables come from *report*; *calibrate* sets the cuts.
 """
@@ -46,7 +46,9 @@ class Scored:
     def where(self, keep: Callable[[Face], bool]) -> "Scored":
         """The faces that `keep` accepts."""
         chosen = np.array([keep(face) for face in self.faces], bool)
-        return Scored(tuple(f for f, c in zip(self.faces, chosen, strict=True) if c), self.raw_N[chosen], self.score_N[chosen], self.type_prob_NF[chosen])
+        return Scored(
+            tuple(f for f, c in zip(self.faces, chosen, strict=True) if c), self.raw_N[chosen], self.score_N[chosen], self.type_prob_NF[chosen]
+        )
 
     @property
     def is_fake_N(self) -> NDArray[np.bool_]:
@@ -87,9 +89,7 @@ def calibrate(scored: Scored) -> tuple[Calibration, dict[str, OperatingPoint], N
     ]
     points = {}
     for name, fpr, miss in (("standard", 0.01, 0.10), ("screening", 0.05, 0.05)):
-        fake_at = max(
-            metrics.fake_cut(np.r_[np.zeros(len(reals), bool), True], np.r_[reals, 1.0], fpr) for reals in real_sets if reals
-        )
+        fake_at = max(metrics.fake_cut(np.r_[np.zeros(len(reals), bool), True], np.r_[reals, 1.0], fpr) for reals in real_sets if reals)
         real_below = min(metrics.real_cut(scored.is_fake_N, probability, miss), fake_at)
         points[name] = OperatingPoint(
             name=name, fake_at=round(fake_at, 6), real_below=round(real_below, 6), explain_at=round(real_below, 6), fpr_target=fpr
@@ -120,7 +120,8 @@ def detection_table(scored: Scored, point: OperatingPoint) -> dict[str, dict[str
         table[name] = {
             "faces": float(len(truth)),
             "auc": metrics.auc(truth, score), "auc_low": low, "auc_high": high,
-            "ap": metrics.average_precision(truth, score), "eer": metrics.eer(truth, score), "tpr_at_1pct_fpr": metrics.tpr_at_fpr(truth, score, 0.01),
+            "ap": metrics.average_precision(truth, score), "eer": metrics.eer(truth, score),
+            "tpr_at_1pct_fpr": metrics.tpr_at_fpr(truth, score, 0.01),
             "ece": metrics.ece(truth, score), "fake_on_reals": float((score[~truth] >= point.fake_at).mean()),
             "fake_on_fakes": float((score[truth] >= point.fake_at).mean()),
             "inconclusive_on_reals": float(undecided[~truth].mean()), "inconclusive_on_fakes": float(undecided[truth].mean()),
@@ -169,14 +170,21 @@ def localise(analyzer: Analyzer, faces: Sequence[Face]) -> tuple[list[NDArray[np
 def localisation_table(
     analyzer: Analyzer, faces: Sequence[Face], annotations: Mapping[tuple[str, str], dict[str, Any]], *, num_reals: int = 200
 ) -> dict[str, float]:
-    """Honest mIoU on curated DFDC pairs against the frozen reference, our annotator beside it, the whole oval as the trivial answer; false area on reals."""
+    """Honest mIoU on curated DFDC pairs against the frozen reference, and false area on reals.
+
+    Beside it our annotator as reference, and a whole-face oval as the trivial answer.
+    """
     by_name = {face.name: face for face in faces if face.dataset == "dfdc"}
     pairs = [face for face in faces if face.dataset == "dfdc" and face.pair_quality == "curated"]
     frozen = [frozen_mask(fit(by_name[f.real_twin or ""].image(), REFERENCE_SIZE), fit(f.image(), REFERENCE_SIZE)) for f in pairs]
     by_seg, by_map = localise(analyzer, pairs)
     reals = [face for face in faces if face.dataset == "dfdc" and not face.is_fake][:num_reals]
     real_seg, real_map = localise(analyzer, reals)
-    annotated = [(mask, decode_mask(row["mask"])) for f, mask in zip(pairs, by_seg, strict=True) if (row := annotations.get((f.dataset, f.name))) and row["quality"] == "good"]
+    annotated = [
+        (mask, decode_mask(row["mask"]))
+        for f, mask in zip(pairs, by_seg, strict=True)
+        if (row := annotations.get((f.dataset, f.name))) and row["quality"] == "good"
+    ]
     table = {
         "pairs": float(len(pairs)),
         "mean_area_frozen": float(np.mean([m.mean() for m in frozen])),
@@ -191,7 +199,9 @@ def localisation_table(
     return table
 
 
-def explanation_table(analyzer: Analyzer, faces: Sequence[Face], annotations: Mapping[tuple[str, str], dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def explanation_table(
+    analyzer: Analyzer, faces: Sequence[Face], annotations: Mapping[tuple[str, str], dict[str, Any]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """AGE on annotated faces, each explained whatever its score: text scores, grounding and what is invented; samples beside the figures."""
     chosen = [(f, row) for f in faces if (row := annotations.get((f.dataset, f.name))) and row["refused"] is None]
     size = analyzer.manifest.preprocess.image_size
@@ -204,7 +214,9 @@ def explanation_table(analyzer: Analyzer, faces: Sequence[Face], annotations: Ma
             explanation = analysis.explanation
             assert explanation is not None, "explain=always gave no explanation"
             concepts = frozenset(item.concept for item in explanation.evidence)
-            samples.append({"name": f"{face.dataset}/{face.name}", "score": round(analysis.fake_score, 4), "got": explanation.text, "reference": row["text"]})
+            samples.append(
+                {"name": f"{face.dataset}/{face.name}", "score": round(analysis.fake_score, 4), "got": explanation.text, "reference": row["text"]}
+            )
             if not face.is_fake:
                 mentions.append(concepts)
                 continue
@@ -219,7 +231,8 @@ def explanation_table(analyzer: Analyzer, faces: Sequence[Face], annotations: Ma
     table = {
         "faces": float(len(texts)), "meteor": scored.meteor, "cider": scored.cider, "rouge_l": scored.rouge_l,
         "meteor_most_frequent_sentence": baseline.meteor, "self_bleu_4": metrics.self_bleu_4(texts), "distinct_2": metrics.distinct_2(texts),
-        "self_bleu_4_reference": metrics.self_bleu_4([r for (r,) in references]), "distinct_2_reference": metrics.distinct_2([r for (r,) in references]),
+        "self_bleu_4_reference": metrics.self_bleu_4([r for (r,) in references]),
+        "distinct_2_reference": metrics.distinct_2([r for (r,) in references]),
         "age_miou": metrics.hungarian_miou(masks, targets), "age_miou_legacy": metrics.legacy_miou(masks, targets),
         "hallucination": metrics.hallucination_rate(named, true), "omission": metrics.omission_rate(named, true),
     }  # fmt: skip

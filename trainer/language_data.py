@@ -85,7 +85,9 @@ def encode_views(model: FiFaMLLM, faces: Sequence[AnnotatedFace], *, views: int,
 class LanguageBatches:
     """Step number -> batch; deterministic in (seed, step)."""
 
-    def __init__(self, faces: Sequence[AnnotatedFace], features: Features, vocabulary: Vocabulary, *, batch_faces: int, mask_size: int, seed: int) -> None:
+    def __init__(
+        self, faces: Sequence[AnnotatedFace], features: Features, vocabulary: Vocabulary, *, batch_faces: int, mask_size: int, seed: int
+    ) -> None:
         self.faces, self.features, self.vocabulary = faces, features, vocabulary
         self.batch_faces, self.mask_size, self.seed = batch_faces, mask_size, seed
         self._masks = [[small_mask(decode_mask(concept["mask"]), mask_size) for concept in face.row["concepts"]] for face in faces]
@@ -126,7 +128,13 @@ class LanguageBatches:
         seg_row, seg_column = (inputs == vocabulary.ids[SEG]).nonzero(as_tuple=True)
         stacked = np.stack(masks) if masks else np.zeros((0, self.mask_size, self.mask_size), np.float32)
         return LanguageBatch(
-            torch.from_numpy(np.asarray(views)), inputs, target, seg_row, seg_column, torch.from_numpy(stacked), torch.tensor(weights, dtype=torch.float32)
+            torch.from_numpy(np.asarray(views)),
+            inputs,
+            target,
+            seg_row,
+            seg_column,
+            torch.from_numpy(stacked),
+            torch.tensor(weights, dtype=torch.float32),
         )
 
 

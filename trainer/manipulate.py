@@ -141,7 +141,9 @@ def local_edit(rng: np.random.Generator, real_HWC: ImageHWC) -> Manipulation:
         source = cv2.bilateralFilter(real, 9, float(rng.uniform(25, 60)), float(rng.uniform(5, 11)))
         source = source + rng.normal(0, rng.uniform(0, 2.5), real.shape).astype(np.float32)
     elif edit == "copy":
-        source = np.roll(real, tuple(int(v) for v in rng.integers(-width // 8, width // 8, 2)), (0, 1)) if rng.random() < 0.5 else real[:, ::-1].copy()
+        source = (
+            np.roll(real, tuple(int(v) for v in rng.integers(-width // 8, width // 8, 2)), (0, 1)) if rng.random() < 0.5 else real[:, ::-1].copy()
+        )
     else:
         source = real + _smooth_field(rng, (height, width), int(rng.integers(24, 64)), float(rng.uniform(5, 14)))[..., None]
     return Manipulation(_blend(np.clip(source, 0, 255).astype(np.float32), real, alpha), alpha, forgery_type)

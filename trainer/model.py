@@ -9,6 +9,7 @@ Shapes: B faces, C channels, H W pixels or grid cells, T patches, N tokens (CLS 
 P prefix tokens, L text tokens, V vocabulary, M mask channels, F forgery types. Parts that are exported take and return tensors only.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with GELU between."""
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.GELU()] * (i > 0) + [nn.Linear(before, after)]
     return nn.Sequential(*layers)
 

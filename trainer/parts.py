@@ -120,7 +120,9 @@ def torch_engines(model: FiFaMLLM) -> dict[str, TorchEngine]:
     positions = TensorSpec(name="positions", dtype="int64", shape=("batch", "length"))
     return {
         "encoder": TorchEngine(
-            ScorePart(model.encoder, model.projector), floats("image"), floats("det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds")
+            ScorePart(model.encoder, model.projector),
+            floats("image"),
+            floats("det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds"),
         ),
         "decoder": TorchEngine(
             DecoderPart(model.language, model.config),
@@ -130,5 +132,3 @@ def torch_engines(model: FiFaMLLM) -> dict[str, TorchEngine]:
         ),
         "mask_decoder": TorchEngine(model.mask_decoder, floats("image_embeds", "artifact_logits", "seg_embeds"), floats("mask_logits", "iou_logit")),
     }
-
-

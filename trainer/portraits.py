@@ -23,8 +23,13 @@ class PortraitCropper:
         heatmap, scale, offset, landmarks = self._session.run(None, {self._session.get_inputs()[0].name: image_1CHW})
         height, width = image_HWC.shape[:2]
         faces = decode_faces(
-            heatmap[0, 0], scale[0], offset[0], landmarks[0],
-            factor_xy=(factor_x, factor_y), frame_size_wh=(width, height), threshold=0.5,
+            heatmap[0, 0],
+            scale[0],
+            offset[0],
+            landmarks[0],
+            factor_xy=(factor_x, factor_y),
+            frame_size_wh=(width, height),
+            threshold=0.5,
         )
         if not faces:
             return None

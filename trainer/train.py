@@ -157,8 +157,14 @@ def train_vision(config: TrainConfig, faces: list[Face], backbone: Path | None, 
             optimizer.step()
             ema.update(model.encoder, step)
             line: dict[str, float] = {
-                "stage": 1, "step": step, "det": det.item(), "patch": patch.item(), "type": kind.item(), "norm": norm.item(),
-                "lr": vision.lr_last_block * factor, "seconds": time.monotonic() - began,
+                "stage": 1,
+                "step": step,
+                "det": det.item(),
+                "patch": patch.item(),
+                "type": kind.item(),
+                "norm": norm.item(),
+                "lr": vision.lr_last_block * factor,
+                "seconds": time.monotonic() - began,
             }
             done = step + 1
             if done % vision.eval_every == 0 or done == vision.steps:
@@ -198,9 +204,7 @@ def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[AnnotatedFa
     )
     ema = Ema(trained, language.ema_decay)
     start = resume_training(run / "language-checkpoint", model=model, ema=ema, optimizer=optimizer)
-    batches = LanguageBatches(
-        faces, features, vocabulary, batch_faces=language.batch_faces, mask_size=4 * config.model.grid, seed=language.seed
-    )
+    batches = LanguageBatches(faces, features, vocabulary, batch_faces=language.batch_faces, mask_size=4 * config.model.grid, seed=language.seed)
     with (run / "metrics.jsonl").open("a", buffering=1) as metrics, Progress() as progress:
         task = progress.add_task("language", total=language.steps, completed=start)
         for step in range(start, language.steps):
@@ -218,9 +222,7 @@ def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[AnnotatedFa
                     image_embeds[batch.seg_row_M], artifact_logits[batch.seg_row_M], hidden_BLE[batch.seg_row_M, batch.seg_column_M]
                 )
             text = losses.text_loss(logits_BLV, batch.target_BL)
-            mask = losses.mask_loss(
-                mask_logits, batch.mask_MHW, batch.mask_weight_M, bce_weight=language.mask_bce, dice_weight=language.mask_dice
-            )
+            mask = losses.mask_loss(mask_logits, batch.mask_MHW, batch.mask_weight_M, bce_weight=language.mask_bce, dice_weight=language.mask_dice)
             confidence = losses.confidence_loss(iou_logit, mask_logits, batch.mask_MHW, batch.mask_weight_M)
             optimizer.zero_grad(set_to_none=True)
             (text + mask + 0.2 * confidence).backward()
