@@ -66,7 +66,9 @@ class Analyzer:
         type_probs_BF /= type_probs_BF.sum(1, keepdims=True)
         grid = self.manifest.preprocess.grid
         maps_BHW = sigmoid(encoded["artifact_logits"]).reshape(-1, grid, grid)
-        wanted = [i for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)]
+        wanted = [
+            i for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)
+        ]
         explanations = dict(zip(wanted, self.explain(encoded, crops_BHWC, wanted), strict=True))
         return [
             Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i))
@@ -120,7 +122,7 @@ class Analyzer:
         out = bound.run({"inputs_embeds": np.concatenate([prefix_embeds_BPE, prompt_embeds], 1), "positions": np.ascontiguousarray(positions)})
         logits_BV = out["logits"][:, -1]
         answers = [Answer() for _ in range(rows)]
-        automata = [MarkupAutomaton(vocabulary, self._trie, budget) for _ in range(rows)]
+        automata = [MarkupAutomaton(vocabulary, self._trie, budget, bare_seg=task == "loc") for _ in range(rows)]
         eos, seg, pad = (vocabulary.ids[token] for token in (EOS, SEG, PAD))
         live = [True] * rows
         for step in range(budget):
@@ -140,7 +142,9 @@ class Analyzer:
                     answers[row].seg_embeds.append(out["hidden"][row, -1].copy())
         return answers
 
-    def masks(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], answers: Sequence[Answer]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def masks(
+        self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], answers: Sequence[Answer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Masks for all [SEG] states: probabilities (M, mask_size, mask_size) over the crop and predicted IoU (M,)."""
         owners = [row for row, answer in zip(rows, answers, strict=True) for _ in answer.seg_embeds]
         size = self.manifest.preprocess.mask_size

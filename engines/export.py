@@ -113,7 +113,8 @@ def round_module(module: nn.Module) -> None:
 
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kinds: Mapping[int, Literal["float32", "float16", "int64", "uint8", "bool"]] = {
-        TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64", TensorProto.UINT8: "uint8", TensorProto.BOOL: "bool",
+        TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64",
+        TensorProto.UINT8: "uint8", TensorProto.BOOL: "bool",
     }  # fmt: skip
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)

@@ -30,8 +30,12 @@ TREE: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "upper_face": {
         "forehead": {
             "forehead_main": (
-                "forehead_upper_right", "forehead_upper_center", "forehead_upper_left",
-                "forehead_lower_right", "forehead_lower_center", "forehead_lower_left",
+                "forehead_upper_right",
+                "forehead_upper_center",
+                "forehead_upper_left",
+                "forehead_lower_right",
+                "forehead_lower_center",
+                "forehead_lower_left",
             ),
             "glabella_zone": ("glabella",),
             "temples": ("temple_right", "temple_left"),
@@ -80,9 +84,14 @@ TREE: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
 
 BOUNDARY = "face_boundary"
 BOUNDARY_ARCS: tuple[str, ...] = (
-    "boundary_hairline_right", "boundary_hairline_center", "boundary_hairline_left",
-    "boundary_temple_right", "boundary_temple_left",
-    "boundary_jaw_right", "boundary_jaw_left", "boundary_chin",
+    "boundary_hairline_right",
+    "boundary_hairline_center",
+    "boundary_hairline_left",
+    "boundary_temple_right",
+    "boundary_temple_left",
+    "boundary_jaw_right",
+    "boundary_jaw_left",
+    "boundary_chin",
 )
 """The ring (face oval dilated in and out by 3 %), outside the 112: overlay concepts, not partition cells."""
 

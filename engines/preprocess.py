@@ -56,9 +56,7 @@ def crop_face(
     cos, sin = math.cos(roll) * scale, math.sin(roll) * scale
     half = size / 2
     # Pixel centres: crop (size/2, size/2) lands on the box centre.
-    to_frame_23 = np.array(
-        [[cos, -sin, center_x - cos * half + sin * half], [sin, cos, center_y - sin * half - cos * half]], np.float64
-    )
+    to_frame_23 = np.array([[cos, -sin, center_x - cos * half + sin * half], [sin, cos, center_y - sin * half - cos * half]], np.float64)
     frame = Image.fromarray(image_HWC)
     if roll == 0.0:
         left, top = center_x - side / 2, center_y - side / 2

@@ -31,6 +31,7 @@ LOC_ANSWER = "The manipulated area is here. [SEG]"
 LOC_CLEAN_ANSWER = "No area of this face is manipulated."
 
 _PHRASE_PATTERN = re.compile(r" ?<p> (.+?) </p> \[SEG\]")
+_BARE_SEG_PATTERN = re.compile(r" ?\[SEG\]")
 
 
 class Span(NamedTuple):
@@ -45,16 +46,16 @@ def parse_markup(markup: str) -> tuple[str, tuple[Span, ...]]:
     """Split markup into the plain text and its phrases; `text[start:end] == phrase`. Raises ValueError where markup does not close."""
     text, spans, position = "", [], 0
     for match in _PHRASE_PATTERN.finditer(markup):
-        text += markup[position : match.start()]
+        text += _BARE_SEG_PATTERN.sub("", markup[position : match.start()])
         if text and not text.endswith(" "):
             text += " "
         spans.append(Span(len(text), len(text) + len(match[1]), match[1]))
         text += match[1]
         position = match.end()
-    text += markup[position:]
+    text += _BARE_SEG_PATTERN.sub("", markup[position:])
     if any(token in text for token in (PHRASE, PHRASE_END)):
         raise ValueError(f"markup does not close: {markup[:120]!r}; every <p> needs its </p> [SEG]")
-    return text.replace(f" {SEG}", ""), tuple(spans)
+    return text, tuple(spans)
 
 
 class Vocabulary:
@@ -69,6 +70,9 @@ class Vocabulary:
                 raise ValueError(f"the tokenizer lacks {token!r}; retrain it with engines.prompts.SPECIAL_TOKENS")
             self.ids[token] = token_id
         self.size = tokenizer.get_vocab_size()
+        special = set(self.ids.values())
+        self.look_alikes = tuple(i for token, i in tokenizer.get_vocab().items() if i not in special and set("<[") & set(token))
+        """Ordinary tokens that could spell markup letter by letter."""
 
     def prompt_ids(self, task: Task) -> list[int]:
         """`<bos>` prompt `<sep>`."""
@@ -123,8 +127,11 @@ class PhraseTrie:
 class MarkupAutomaton:
     """Follows one answer token by token and says what may come next: markup closes and names only FICT concepts, whatever the weights say."""
 
-    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int, *, bare_seg: bool = False) -> None:
+        """`bare_seg` allows [SEG] without a phrase, as localisation answers; elsewhere masks and phrases would come out of step."""
         self._ids, self._trie = vocabulary.ids, trie
+        never = (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS, *(() if bare_seg else (SEG,)))
+        self._blocked = [*(self._ids[token] for token in never), *vocabulary.look_alikes]
         self._phrase: tuple[int, ...] | None = None
         self._seg_due = False
         self._left = max_new_tokens
@@ -146,11 +153,10 @@ class MarkupAutomaton:
             return token
         if self._left <= 0:
             return ids[EOS]
-        blocked = [ids[t] for t in (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS)]
-        if self._left < self._trie.longest + 3:
-            blocked.append(ids[PHRASE])  # no room to close another phrase
         open_logits = logits_V.copy()
-        open_logits[blocked] = -np.inf
+        open_logits[self._blocked] = -np.inf
+        if self._left < self._trie.longest + 3:
+            open_logits[ids[PHRASE]] = -np.inf  # no room to close another phrase
         token = int(open_logits.argmax())
         if token == ids[PHRASE]:
             self._phrase = ()

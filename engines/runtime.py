@@ -86,17 +86,19 @@ def read_manifest(folder: Path, *, pinned_digest: str | None = None) -> Manifest
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {REBUILD}")
-        raw: dict[str, Any] = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes())
+        digest = canonical_digest(raw) if isinstance(raw, dict) else ""
     except FileNotFoundError:
         raise BundleError(BundleFault.MISSING_FILE, f"no engine manifest at {path}; point engine.folder at a bundle or {REBUILD}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} cannot be read: {error}; {REBUILD}") from None
     if not isinstance(raw, dict):
         raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} holds no JSON object; {REBUILD}")
-    digest = canonical_digest(raw)
     if raw.get("digest") != digest:
         stated = str(raw.get("digest"))[:12]
-        raise BundleError(BundleFault.MANIFEST_DIGEST, f"{path} was changed after export: it states digest {stated}, its content gives {digest[:12]}; {REBUILD}")
+        raise BundleError(
+            BundleFault.MANIFEST_DIGEST, f"{path} was changed after export: it states digest {stated}, its content gives {digest[:12]}; {REBUILD}"
+        )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -120,11 +122,16 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(BundleFault.MISSING_FILE, f"engine file {path} is missing; copy the whole bundle again or {REBUILD}")
         size = path.stat().st_size
         if size != spec.size_bytes or size > MAX_PART_BYTES:
-            raise BundleError(BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}")
+            raise BundleError(
+                BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}"
+            )
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         if digest != spec.sha256:
-            raise BundleError(BundleFault.FILE_DIGEST, f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}")
+            raise BundleError(
+                BundleFault.FILE_DIGEST,
+                f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}",
+            )
 
 
 def check_support(manifest: Manifest) -> None:
@@ -135,7 +142,9 @@ def check_support(manifest: Manifest) -> None:
     if ours != theirs:
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle was made with preprocessing {theirs}, this version implements {ours}; {REBUILD}")
     if manifest.forgery_types != FORGERY_TYPES:
-        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle knows forgery types {manifest.forgery_types}, this version {FORGERY_TYPES}; {REBUILD}")
+        raise BundleError(
+            BundleFault.UNSUPPORTED, f"the bundle knows forgery types {manifest.forgery_types}, this version {FORGERY_TYPES}; {REBUILD}"
+        )
     if manifest.default_operating_point not in manifest.operating_points:
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no operating point {manifest.default_operating_point!r}; {REBUILD}")
     if missing := set(get_args(PartName)) - set(manifest.parts):
@@ -154,7 +163,9 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own exception types are not public
-            raise BundleError(BundleFault.WRONG_INTERFACE, f"ONNX Runtime {ort.__version__} cannot load {path}: {str(error)[:200]}; {REBUILD}") from error
+            raise BundleError(
+                BundleFault.WRONG_INTERFACE, f"ONNX Runtime {ort.__version__} cannot load {path}: {_one_line(error)}; {REBUILD}"
+            ) from error
         if (running := self._session.get_providers()[0]) != "CPUExecutionProvider":
             raise ProviderError(f"asked for CPUExecutionProvider, {running} runs {path.name}; install the plain onnxruntime package")
         self.inputs, self.outputs = spec.inputs, spec.outputs
@@ -196,6 +207,11 @@ class OrtBound:
         return {name: value.numpy() for name, value in zip(self._returned, values[len(self._kept) :], strict=True)}
 
 
+def _one_line(error: Exception) -> str:
+    """What a library says, short."""
+    return " ".join(str(error).split())[:200]
+
+
 def _dtype(onnx_type: str) -> str:
     """'tensor(float)' to 'float32'."""
     inner = onnx_type.removeprefix("tensor(").removesuffix(")")
@@ -207,14 +223,17 @@ def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = N
     manifest = read_manifest(folder, pinned_digest=pinned_digest)
     verify_files(folder, manifest)
     check_support(manifest)
-    engines: dict[PartName, Engine] = {
-        name: OrtEngine(folder / part.file, part, threads=threads) for name, part in manifest.parts.items()
-    }
+    engines: dict[PartName, Engine] = {name: OrtEngine(folder / part.file, part, threads=threads) for name, part in manifest.parts.items()}
     try:
         vocabulary = Vocabulary(Tokenizer.from_file(str(folder / manifest.files["tokenizer"].file)))
         embeddings = load_file(folder / manifest.files["token_embeddings"].file)["token_embeddings"].astype(np.float32)
-    except (KeyError, ValueError) as error:
-        raise BundleError(BundleFault.WRONG_INTERFACE, f"tokenizer or token embeddings of {folder} are unusable: {error}; {REBUILD}") from error
+    except Exception as error:  # both libraries raise exceptions of their own, tokenizers the bare class
+        raise BundleError(
+            BundleFault.WRONG_INTERFACE, f"tokenizer or token embeddings of {folder} are unusable: {_one_line(error)}; {REBUILD}"
+        ) from error
     if embeddings.shape != (manifest.decoder.vocab_size, manifest.decoder.width):
-        raise BundleError(BundleFault.WRONG_INTERFACE, f"token embeddings are {embeddings.shape}, the manifest states {(manifest.decoder.vocab_size, manifest.decoder.width)}; {REBUILD}")
+        raise BundleError(
+            BundleFault.WRONG_INTERFACE,
+            f"token embeddings are {embeddings.shape}, the manifest states {(manifest.decoder.vocab_size, manifest.decoder.width)}; {REBUILD}",
+        )
     return Bundle(manifest, folder, engines, vocabulary, embeddings)

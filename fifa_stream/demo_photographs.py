@@ -92,27 +92,6 @@ def _self_blend(portrait: _Portrait, strength: float) -> Pixels:
     return _blended(source, portrait.image_HWC, _oval(portrait, center, (0.88 * unit, 1.12 * unit), feather=0.05))
 
 
-def _eye_swap(portrait: _Portrait, strength: float) -> Pixels:
-    """Each eye replaced by the mirror image of the other, as far as `strength` says."""
-    unit = portrait.eye_distance
-    right, left = portrait.points_52[0], portrait.points_52[1]
-    ys, xs = np.mgrid[0 : portrait.image_HWC.shape[0], 0 : portrait.image_HWC.shape[1]].astype(np.float32)
-    result = portrait.image_HWC
-    for target, other in ((right, left), (left, right)):
-        source = _sample(portrait.image_HWC, other[0] - (xs - target[0]), other[1] + (ys - target[1]))
-        result = _blended(source, result, strength * _oval(portrait, target, (0.42 * unit, 0.3 * unit), feather=0.04))
-    return result
-
-
-def _right_cheek(portrait: _Portrait, strength: float) -> Pixels:
-    """The subject's right cheek recoloured and sharpened, with a visible seam."""
-    unit = portrait.eye_distance
-    outward = portrait.points_52[0] - portrait.points_52[1]
-    center = (portrait.points_52[0] + portrait.points_52[3]) / 2 + 0.12 * outward
-    source = _sharpened(_recolored(portrait.image_HWC, 1.3 * strength), 2.0 * strength)
-    return _blended(source, portrait.image_HWC, _oval(portrait, center, (0.36 * unit, 0.42 * unit), feather=0.02))
-
-
 def _mouth_warp(portrait: _Portrait, strength: float) -> Pixels:
     """The mouth pulled larger and softened: another expression."""
     unit = portrait.eye_distance
@@ -127,20 +106,12 @@ def _mouth_warp(portrait: _Portrait, strength: float) -> Pixels:
 
 _MANIPULATIONS: dict[str, tuple[Callable[[_Portrait, float], Pixels], str]] = {
     "inner face blended": (_self_blend, "the inner face, with a seam around it"),
-    "eyes exchanged": (_eye_swap, "both eyes"),
-    "right cheek repainted": (_right_cheek, "the right cheek"),
     "mouth widened": (_mouth_warp, "the mouth"),
 }
 
 _PLAN: dict[str, tuple[tuple[str, float], ...]] = {
-    "astronaut": (
-        ("inner face blended", 0.6),
-        ("inner face blended", 1.0),
-        ("right cheek repainted", 1.0),
-        ("mouth widened", 1.0),
-        ("eyes exchanged", 1.0),
-    ),
-    "astronaut, mirrored": (("inner face blended", 1.0), ("right cheek repainted", 0.7)),
+    "astronaut": (("inner face blended", 1.0), ("mouth widened", 1.0)),
+    "astronaut, mirrored": (("inner face blended", 1.0), ("mouth widened", 0.8)),
     "astronaut, closer": (("inner face blended", 0.8), ("mouth widened", 0.7)),
 }
 """Portrait to what is done to it, and how strongly (1 = plain to see)."""

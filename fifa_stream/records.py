@@ -284,7 +284,8 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
         raise RecordError(Reason.EMPTY_VALUE, "the record's value is empty; send the encoded image as the value")
     if size > max_value_bytes:
         raise RecordError(
-            Reason.RECORD_TOO_LARGE, f"the value has {size} bytes, limits.max_record_bytes is {max_value_bytes}; send a smaller image or a claim check"
+            Reason.RECORD_TOO_LARGE,
+            f"the value has {size} bytes, limits.max_record_bytes is {max_value_bytes}; send a smaller image or a claim check",
         )
     text = {name.lower(): _text(name, value) for name, value in raw.headers}
     stream_id = text.get("stream-id") or text.get("ce_partitionkey") or (_text("key", raw.key) if raw.key else "") or f"{raw.topic}/{raw.partition}"
