@@ -118,8 +118,8 @@ class Analyzer:
         bound = self._bundle.engines["decoder"].bind(
             {f"past_{name}": f"present_{name}" for name in names}, {f"past_{name}": cache_shape for name in names}
         )
-        positions = np.broadcast_to(np.arange(first, dtype=np.int64), (rows, first))
-        out = bound.run({"inputs_embeds": np.concatenate([prefix_embeds_BPE, prompt_embeds], 1), "positions": np.ascontiguousarray(positions)})
+        positions = np.tile(np.arange(first, dtype=np.int64), (rows, 1))
+        out = bound.run({"inputs_embeds": np.concatenate([prefix_embeds_BPE, prompt_embeds], 1), "positions": positions})
         logits_BV = out["logits"][:, -1]
         answers = [Answer() for _ in range(rows)]
         automata = [MarkupAutomaton(vocabulary, self._trie, budget, bare_seg=task == "loc") for _ in range(rows)]

@@ -100,7 +100,7 @@ def _store_half(graph: onnx.GraphProto) -> None:
 def round_half(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
     """To fp16, clipped to its range."""
     limit = np.finfo(np.float16).max
-    return np.clip(array, -limit, limit).astype(np.float16)
+    return np.asarray(np.clip(array, -limit, limit), np.float16)
 
 
 def round_module(module: nn.Module) -> None:

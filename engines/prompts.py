@@ -155,10 +155,11 @@ class MarkupAutomaton:
             return ids[EOS]
         open_logits = logits_V.copy()
         open_logits[self._blocked] = -np.inf
-        if self._left < self._trie.longest + 3:
-            open_logits[ids[PHRASE]] = -np.inf  # no room to close another phrase
         token = int(open_logits.argmax())
         if token == ids[PHRASE]:
+            if self._left < self._trie.longest + 3:  # no room to close another phrase
+                self._left = 0
+                return ids[EOS]
             self._phrase = ()
         return token
 

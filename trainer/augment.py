@@ -83,7 +83,7 @@ def _half_pixel(matrix_23: NDArray[np.float64]) -> NDArray[np.float64]:
 def jpeg(image_HWC: ImageHWC, quality: int) -> ImageHWC:
     """Encode and decode."""
     _, encoded = cv2.imencode(".jpg", image_HWC[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
 
 
 def draw(rng: np.random.Generator, size: int) -> Draw:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from engines.contracts import FORGERY_TYPES, Calibration, FileSpec, Manifest, OperatingPoint, PartName, PartSpec, canonical_digest
 from engines.export import Precision, export_part, file_spec, round_half, write_part
@@ -70,7 +70,8 @@ def write_parts(model: FiFaMLLM, detector: onnx.ModelProto, tokenizer: Path, out
         "face_detector": write_part(detector, out / "face_detector.onnx", precision=precision),
     }
     embeddings = model.language.model.embed_tokens.weight.detach().numpy()
-    save_file({"token_embeddings": round_half(embeddings) if precision == "fp16" else embeddings}, out / "token_embeddings.safetensors")
+    table = round_half(embeddings) if precision == "fp16" else embeddings
+    (out / "token_embeddings.safetensors").write_bytes(save({"token_embeddings": table}))
     if tokenizer != out / "tokenizer.json":
         shutil.copyfile(tokenizer, out / "tokenizer.json")
     return parts

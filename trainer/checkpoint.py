@@ -1,7 +1,7 @@
 """Checkpoints without pickle: weights, EMA and optimizer state as safetensors, config and progress as JSON; resume continues the same run."""
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,30 @@ class Ema:
 
 def save_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
     """Write everything needed to go on from `step`; a crash leaves the old or the new state, never half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     state = optimizer.state_dict()["state"]
     moments = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
     for name, tensors in (("model", _tensors(model)), ("ema", ema.shadow), ("optimizer", moments)):
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{name}.new")
-    for name in ("model", "ema", "optimizer"):
-        os.replace(folder / f"{name}.new", folder / f"{name}.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
-    (folder / "progress.json").write_text(json.dumps({"step": step}))
+        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh / f"{name}.safetensors")
+    (fresh / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+    (fresh / "progress.json").write_text(json.dumps({"step": step}))
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sibling(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
 
 
 def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Load what `save_training` wrote; return the step to go on from, 0 when there is nothing."""
+    if not folder.exists() and _sibling(folder, "old").exists():
+        _sibling(folder, "old").rename(folder)  # the crash came between two renames
     progress = folder / "progress.json"
     if not progress.exists():
         return 0

@@ -143,7 +143,7 @@ def evaluate(
 def main() -> None:
     """Entry point: expected failures are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    usage_error = typer.BadParameter.__mro__[1]  # typer exports only this leaf of its usage errors
+    usage_error: Any = typer.BadParameter.__mro__[1]  # typer exports only this leaf of its usage errors
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="fifa-train", standalone_mode=False)
     except (usage_error, FileNotFoundError, ModuleNotFoundError, ValueError) as error:

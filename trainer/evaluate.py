@@ -75,7 +75,7 @@ def of_part(faces: Sequence[Face], part: Part) -> list[Face]:
 
 
 def calibrate(scored: Scored) -> tuple[Calibration, dict[str, OperatingPoint], NDArray[np.float64]]:
-    """Fit Platt scaling and cuts on *calibrate*; every dataset weighs the same on each side, so the largest does not set the scale alone.
+    """Fit Platt scaling and cuts on all faces of *calibrate*.
 
     `standard`: `fake_at` keeps false alarms at 1 % or less on DFDC and on photographs apart; `real_below` lets at most 10 % of the fakes through
     unremarked. `screening` allows 5 % false alarms. Faces are explained from `real_below` on: whatever is not called real.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from engines.contracts import TensorSpec
+from engines.contracts import PartName, TensorSpec
 from engines.runtime import Arrays
 from trainer.config import ModelConfig
 from trainer.model import FaceEncoder, FiFaMLLM, Projector
@@ -110,7 +110,7 @@ class TorchBound:
         return out
 
 
-def torch_engines(model: FiFaMLLM) -> dict[str, TorchEngine]:
+def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
     """Encoder, decoder and mask decoder of a checkpoint; shapes are symbolic names only."""
 
     def floats(*names: str) -> tuple[TensorSpec, ...]:

@@ -10,9 +10,9 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from engines.analyzer import Analyzer
-from engines.contracts import Manifest
+from engines.contracts import Manifest, PartName
 from engines.export import Precision, round_module
-from engines.runtime import Bundle, bundled_engine, open_bundle
+from engines.runtime import Bundle, Engine, bundled_engine, open_bundle
 from trainer.annotate import load_annotations
 from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
 from trainer.checkpoint import load_model
@@ -42,7 +42,7 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
     parts = write_parts(model, centerface(), checkpoint / "tokenizer.json", out, precision=cast(Precision, precision))
     for file in LICENCE_FILES:
         source = bundled_engine() / file
-        if source.is_file() and source != out / file:
+        if source.is_file() and source.resolve() != (out / file).resolve():
             shutil.copyfile(source, out / file)
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     draft = draft_manifest(
@@ -98,6 +98,6 @@ def _parity(bundle: Bundle, analyzer: Analyzer, checkpoint: Path, faces: Sequenc
         if rounds:
             round_module(model)
             table = bundle.token_embeddings_VE
-        engines = {**torch_engines(model), "face_detector": bundle.engines["face_detector"]}
+        engines: dict[PartName, Engine] = {**torch_engines(model), "face_detector": bundle.engines["face_detector"]}
         found.append(parity_table(analyzer, Analyzer(replace(bundle, engines=engines, token_embeddings_VE=table)), sample))
     return found[0], found[1]

@@ -115,11 +115,6 @@ def evaluate_selection(model: FiFaMLLM, groups: dict[str, list[Face]]) -> dict[s
     }
 
 
-def _single_thread(_: int) -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
 def train_vision(config: TrainConfig, faces: list[Face], backbone: Path | None, run: Path) -> None:
     """Stage 1. Blocks until done; leaves `run/vision/` with the averaged model."""
     torch.manual_seed(config.vision.seed)
@@ -131,9 +126,8 @@ def train_vision(config: TrainConfig, faces: list[Face], backbone: Path | None, 
     ema = Ema(model.encoder, vision.ema_decay)
     start = resume_training(run / "vision-checkpoint", model=model, ema=ema, optimizer=optimizer)
     batches = PairedBatches(faces, vision, image_size=config.model.image_size, grid=grid)
-    loader: DataLoader[PairedBatch] = DataLoader(
-        batches, batch_size=None, sampler=range(start, vision.steps), num_workers=1, prefetch_factor=4, worker_init_fn=_single_thread
-    )
+    cv2.setNumThreads(1)  # before the worker is forked: it would wait for ever for threads that only its parent has
+    loader: DataLoader[PairedBatch] = DataLoader(batches, batch_size=None, sampler=range(start, vision.steps), num_workers=1, prefetch_factor=4)
     groups = select_subset(faces)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "metrics.jsonl").open("a", buffering=1) as metrics, Progress() as progress:
