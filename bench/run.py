@@ -39,14 +39,12 @@ BATCHES, THREADS = (1, 8), (1, 2)
 MIN_SECONDS = 0.3
 """A case runs at least this long in each round: one call of the short ones would time the clock."""
 COLD = r"""
-import json, re, sys, time
-began = time.perf_counter()
+import json, re, sys, time; began = time.perf_counter()
 import numpy as np
 from engines.analyzer import Analyzer
 from engines.runtime import bundled_engine, open_bundle
 imported = time.perf_counter()
-bundle = open_bundle(bundled_engine(), threads=1)
-opened = time.perf_counter()
+bundle = open_bundle(bundled_engine(), threads=1); opened = time.perf_counter()
 # the peak of this process alone: ru_maxrss would begin with that of its parent
 mib = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 at_open = mib()

@@ -1,0 +1,281 @@
+"""The composition over the torch parts and over the exported graphs: parity, batching, policies, and one mask for each [SEG]."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engines import analyzer as analyzer_module
+from engines.analyzer import Analyzer, last_whole_sentence, sigmoid
+from engines.contracts import Analysis, BundleError, BundleFault, Label, OperatingPoint
+from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, parse_markup
+from engines.runtime import Bundle
+from trainer.model import FiFaMLLM
+from trainer.parts import CAPACITY, DecoderPart, cache_names
+
+Crops = Callable[[int], NDArray[np.uint8]]
+PARITY = 1e-4
+
+
+class Script:
+    """A decoder that wants a given answer for each row, told apart by the first number of its prefix; its hidden state names row and token."""
+
+    def __init__(self, bundle: Bundle, answers: list[list[int]], prompt_tokens: int) -> None:
+        self.inputs, self.outputs = bundle.engines["decoder"].inputs, bundle.engines["decoder"].outputs
+        self._spec, self._answers, self._first = bundle.manifest.decoder, answers, bundle.manifest.decoder.num_prefix_tokens + prompt_tokens
+        self._eos = bundle.vocabulary.ids[EOS]
+        self.rows: list[int] = []
+        """Which answer each row of the batch writes, as the prefill said."""
+        self.steps: list[int] = []
+        """Rows of every run."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        positions = feeds["positions"]
+        if positions.shape[1] > 1:
+            self.rows = [int(value) for value in feeds["inputs_embeds"][:, 0, 0]]
+        self.steps.append(len(self.rows))
+        logits = np.zeros((len(self.rows), 1, self._spec.vocab_size), np.float32)
+        hidden = np.zeros((len(self.rows), 1, self._spec.width), np.float32)
+        logits[:, :, self._eos] = -1.0  # where its wish is blocked it goes on with any word
+        for row, answer in enumerate(self.rows):
+            step = int(positions[row, -1]) - self._first + 1
+            logits[row, 0, self._answers[answer][min(step, len(self._answers[answer]) - 1)]] = 9.0
+            hidden[row, 0, :2] = answer, step - 1
+        return {"logits": logits, "hidden": hidden}
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "Script":
+        assert all(shape[0] == next(iter(shapes.values()))[0] for shape in shapes.values())
+        return self
+
+
+def scripted(bundle: Bundle, answers: list[str], tokens: list[list[int]] | None = None) -> tuple[Analyzer, Script, list[list[int]]]:
+    """An analyzer whose decoder writes these answers."""
+    vocabulary = bundle.vocabulary
+    ids = tokens or [vocabulary.answer_ids(answer) for answer in answers]
+    script = Script(bundle, ids, len(vocabulary.prompt_ids("age")))
+    return Analyzer(replace(bundle, engines={**bundle.engines, "decoder": script})), script, ids
+
+
+def prefixes(bundle: Bundle, rows: list[int]) -> NDArray[np.float32]:
+    """Prefixes whose first number names the answer."""
+    prefix = np.zeros((len(rows), bundle.manifest.decoder.num_prefix_tokens, bundle.manifest.decoder.width), np.float32)
+    prefix[:, 0, 0] = rows
+    return prefix
+
+
+def assert_same(one: Analysis, other: Analysis, tolerance: float = PARITY) -> None:
+    assert one.fake_score == pytest.approx(other.fake_score, abs=tolerance)
+    np.testing.assert_allclose(one.type_probs, other.type_probs, atol=tolerance)
+    np.testing.assert_allclose(one.artifact_map_HW, other.artifact_map_HW, atol=tolerance)
+    assert (one.explanation is None) == (other.explanation is None)
+    if one.explanation is not None and other.explanation is not None:
+        assert one.explanation.markup == other.explanation.markup
+        for a, b in zip(one.explanation.evidence, other.explanation.evidence, strict=True):
+            assert (a.phrase, a.char_span, a.concept) == (b.phrase, b.char_span, b.concept)
+            np.testing.assert_allclose(a.mask_probability_HW, b.mask_probability_HW, atol=10 * tolerance)
+            assert a.mask_confidence == pytest.approx(b.mask_confidence, abs=10 * tolerance)
+
+
+def test_exported_bundle_says_what_torch_says(served: Bundle, reference: Bundle, crops: Crops) -> None:
+    images, policies = crops(4), ["always"] * 4
+    for one, other in zip(Analyzer(served).analyze(images, explain=policies), Analyzer(reference).analyze(images, explain=policies), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("task", ["age", "toe", "loc"])
+def test_exported_decoder_writes_the_tokens_of_torch(served: Bundle, reference: Bundle, crops: Crops, task: Any) -> None:
+    written = [Analyzer(bundle).decode(Analyzer(bundle).encode(crops(3))["prefix_embeds"], task) for bundle in (served, reference)]
+    for one, other in zip(*written, strict=True):
+        assert one.ids == other.ids
+        np.testing.assert_allclose(np.array(one.seg_embeds), np.array(other.seg_embeds), atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["served", "reference"])
+def test_a_batch_is_its_faces_one_by_one(backend: str, crops: Crops, request: pytest.FixtureRequest) -> None:
+    analyzer, images = Analyzer(request.getfixturevalue(backend)), crops(3)
+    together = analyzer.analyze(images, explain=["always"] * 3)
+    alone = [analyzer.analyze(images[row : row + 1], explain=["always"])[0] for row in range(3)]
+    for one, other in zip(together, alone, strict=True):
+        assert_same(one, other)
+
+
+def test_no_faces_give_no_analyses(analyzer: Analyzer, crops: Crops) -> None:
+    assert analyzer.analyze(crops(0), explain=[]) == []
+
+
+def test_a_policy_is_needed_for_each_crop(analyzer: Analyzer, crops: Crops) -> None:
+    with pytest.raises(ValueError, match="2 crops but 1 explain policies"):
+        analyzer.analyze(crops(2), explain=["never"])
+
+
+def test_auto_explains_from_the_threshold_on_always_and_never_regardless(reference: Bundle, crops: Crops) -> None:
+    images = crops(3)
+    scores = sorted(analysis.fake_score for analysis in Analyzer(reference).analyze(images, explain=["never"] * 3))
+    point = OperatingPoint(name="cut", fake_at=1.0, real_below=0.0, explain_at=scores[1])
+    manifest = reference.manifest.model_copy(update={"operating_points": {"cut": point}, "default_operating_point": "cut"})
+    analyzer = Analyzer(replace(reference, manifest=manifest))
+    auto = analyzer.analyze(images, explain=["auto"] * 3)
+    assert [analysis.explanation is not None for analysis in auto] == [analysis.fake_score >= scores[1] for analysis in auto]
+    assert sum(analysis.explanation is not None for analysis in auto) == 2
+    mixed = analyzer.analyze(images, explain=["never", "always", "never"])
+    assert [analysis.explanation is not None for analysis in mixed] == [False, True, False]
+
+
+def test_scoring_alone_runs_neither_decoder(reference: Bundle, crops: Crops) -> None:
+    engines = {name: engine for name, engine in reference.engines.items() if name == "encoder"}
+    assert len(Analyzer(replace(reference, engines=engines)).analyze(crops(2), explain=["never"] * 2)) == 2
+
+
+def test_one_mask_for_each_seg_of_each_row(reference: Bundle, crops: Crops) -> None:
+    answers = [
+        "The <p> mouth </p> [SEG] is soft and the <p> left iris </p> [SEG] is flat.",
+        "Nothing.",
+        "The <p> nose </p> [SEG] is soft.",
+    ]
+    analyzer, _, ids = scripted(reference, answers)
+    seg = reference.vocabulary.ids[SEG]
+    decoded = analyzer.decode(prefixes(reference, [2, 0, 1, 0]), "age")
+    for answer, script in zip(decoded, (2, 0, 1, 0), strict=True):
+        assert answer.ids == ids[script][:-1]
+        # the state that follows the [SEG] token itself, of this row and no other
+        assert [tuple(embed[:2]) for embed in answer.seg_embeds] == [(script, step) for step, token in enumerate(ids[script]) if token == seg]
+        assert not answer.truncated
+    encoded = analyzer.encode(crops(4))
+    masks_MHW, confidence_M = analyzer.masks(encoded, range(4), decoded)
+    size = reference.manifest.preprocess.mask_size
+    assert masks_MHW.shape == (5, size, size) and confidence_M.shape == (5,)
+    assert (masks_MHW >= 0).all() and (masks_MHW <= 1).all()
+
+
+def test_evidence_follows_its_phrases(reference: Bundle, crops: Crops) -> None:
+    analyzer, _, _ = scripted(reference, ["The <p> mouth </p> [SEG] is soft and the <p> left iris </p> [SEG] is flat."])
+    encoded = analyzer.encode(crops(1)) | {"prefix_embeds": prefixes(reference, [0])}
+    (explanation,) = analyzer.explain(encoded, crops(1), [0])
+    masks_MHW, _ = analyzer.masks(encoded, [0], analyzer.decode(encoded["prefix_embeds"], "age"))
+    assert [item.concept for item in explanation.evidence] == ["mouth", "left_iris"]
+    for item, mask_HW in zip(explanation.evidence, masks_MHW, strict=True):
+        assert explanation.text[slice(*item.char_span)] == item.phrase
+        np.testing.assert_array_equal(item.mask_probability_HW, mask_HW)
+
+
+def test_order_is_kept_beyond_one_round_of_decoding(reference: Bundle, crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyzer_module, "MAX_EXPLAIN_ROWS", 2)
+    analyzer, script, _ = scripted(reference, [f"Face {number} and the <p> mouth </p> [SEG] of it." for number in range(5)])
+    encoded = analyzer.encode(crops(5)) | {"prefix_embeds": prefixes(reference, [0, 1, 2, 3, 4])}
+    explanations = analyzer.explain(encoded, crops(5), [4, 0, 3, 1, 2])
+    assert [explanation.text[:6] for explanation in explanations] == ["Face 4", "Face 0", "Face 3", "Face 1", "Face 2"]
+    assert max(script.steps) == 2
+    monkeypatch.undo()
+    for one, other in zip(explanations, analyzer.explain(encoded, crops(5), [4, 0, 3, 1, 2]), strict=True):
+        assert one.text == other.text
+        np.testing.assert_allclose(one.evidence[0].mask_probability_HW, other.evidence[0].mask_probability_HW, atol=1e-6)
+
+
+def test_an_answer_that_never_ends_is_cut_at_its_last_sentence_with_its_evidence(reference: Bundle, crops: Crops) -> None:
+    vocabulary = reference.vocabulary
+    once = vocabulary.tokenizer.encode("The <p> mouth </p> [SEG] is soft.").ids
+    analyzer, _, _ = scripted(reference, [], [once * 60])
+    encoded = analyzer.encode(crops(1)) | {"prefix_embeds": prefixes(reference, [0])}
+    (explanation,) = analyzer.explain(encoded, crops(1), [0])
+    assert explanation.truncated and explanation.text.endswith(".")
+    assert len(explanation.evidence) == explanation.markup.count(SEG) >= 2
+    assert all(explanation.text[slice(*item.char_span)] == item.phrase for item in explanation.evidence)
+
+
+def test_a_decoder_that_wants_bare_segs_cannot_shift_the_masks(reference: Bundle) -> None:
+    vocabulary = reference.vocabulary
+    phrase = vocabulary.tokenizer.encode(" mouth").ids
+    seg, ids = vocabulary.ids[SEG], vocabulary.ids
+    analyzer, _, _ = scripted(reference, [], [[seg, ids[PHRASE], *phrase, ids[PHRASE_END], seg, ids[EOS]]])
+    (answer,) = analyzer.decode(prefixes(reference, [0]), "age")
+    _, spans = parse_markup(vocabulary.markup(answer.ids))
+    assert len(spans) == len(answer.seg_embeds) == 1
+
+
+def test_last_whole_sentence_may_be_none() -> None:
+    assert last_whole_sentence("A whole one. And a ha") == "A whole one."
+    assert last_whole_sentence("not one") == ""
+
+
+def test_labels_follow_the_cuts(reference: Bundle) -> None:
+    point = OperatingPoint(name="two", fake_at=0.8, real_below=0.3, explain_at=0.3)
+    manifest = reference.manifest.model_copy(update={"operating_points": {"two": point}})
+    analyzer = Analyzer(replace(reference, manifest=manifest), operating_point="two")
+    labels = [analyzer.label(score) for score in (0.0, 0.2999, 0.3, 0.7999, 0.8, 1.0)]
+    assert labels == [Label.REAL, Label.REAL, Label.INCONCLUSIVE, Label.INCONCLUSIVE, Label.FAKE, Label.FAKE]
+
+
+def test_an_operating_point_the_bundle_lacks_is_refused_by_name(reference: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"'strict' is not in the bundle; it has: uncalibrated") as error:
+        Analyzer(reference, operating_point="strict")
+    assert error.value.fault is BundleFault.UNSUPPORTED
+
+
+def test_calibration_is_platts(reference: Bundle) -> None:
+    calibration = reference.manifest.calibration.model_copy(update={"scale": 2.0, "bias": -1.0})
+    analyzer = Analyzer(replace(reference, manifest=reference.manifest.model_copy(update={"calibration": calibration})))
+    raw = np.array([-200.0, 0.0, 0.5, 200.0], np.float32)
+    np.testing.assert_allclose(analyzer.calibrated(raw), [0.0, 1 / (1 + np.e), 0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(sigmoid(raw[1:3]), 1 / (1 + np.exp(-raw[1:3])), rtol=1e-6)
+
+
+# The slot cache against teacher forcing. Shapes: B rows, P prefix tokens, L text tokens, E width, V vocabulary.
+
+
+def empty_cache(model: FiFaMLLM, rows: int) -> list[torch.Tensor]:
+    config = model.config
+    return [torch.zeros(rows, config.lm_heads, CAPACITY, config.lm_width // config.lm_heads) for _ in cache_names(config)]
+
+
+def slots(rows: int, first: int, count: int) -> torch.Tensor:
+    return torch.arange(first, first + count).expand(rows, count).contiguous()
+
+
+@torch.no_grad()
+def test_prefill_and_decode_over_the_slot_cache_equal_teacher_forcing(model: FiFaMLLM) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prefix_BPE = torch.randn(2, model.config.num_prefix_tokens, model.config.lm_width, generator=generator)
+    ids_BL = torch.randint(0, model.config.vocab_size, (2, 9), generator=generator)
+    logits_BLV, hidden_BLE = model.read(prefix_BPE, ids_BL)
+    part, embed = DecoderPart(model.language, model.config), model.language.model.embed_tokens
+    first, prompt = prefix_BPE.shape[1], 4
+    inputs = torch.cat([prefix_BPE, embed(ids_BL[:, :prompt])], 1)
+    logits, hidden, *past = part(inputs, slots(2, 0, first + prompt), empty_cache(model, 2))
+    found = [(logits[:, first:], hidden[:, first:])]
+    for step in range(prompt, ids_BL.shape[1]):
+        logits, hidden, *past = part(embed(ids_BL[:, step : step + 1]), slots(2, first + step, 1), past)
+        found.append((logits, hidden))
+    torch.testing.assert_close(torch.cat([logits for logits, _ in found], 1), logits_BLV, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([hidden for _, hidden in found], 1), hidden_BLE, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_on_the_right_does_not_change_a_row(model: FiFaMLLM) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(1, 12, model.config.lm_width, generator=generator)
+    follow = torch.randn(1, 1, model.config.lm_width, generator=generator)
+    part, whole, short = DecoderPart(model.language, model.config), 12, 7
+    logits_padded, _, *past_padded = part(inputs, slots(1, 0, whole), empty_cache(model, 1))
+    logits, _, *past = part(inputs[:, :short], slots(1, 0, short), empty_cache(model, 1))
+    torch.testing.assert_close(logits_padded[:, :short], logits, atol=1e-5, rtol=1e-5)
+    after_padded, _, *_ = part(follow, slots(1, short, 1), past_padded)  # the pads' slots are overwritten or not yet seen
+    after, _, *_ = part(follow, slots(1, short, 1), past)
+    torch.testing.assert_close(after_padded, after, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_may_stand_at_different_positions(model: FiFaMLLM) -> None:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(2, 8, model.config.lm_width, generator=generator)
+    follow = torch.randn(2, 1, model.config.lm_width, generator=generator)
+    part = DecoderPart(model.language, model.config)
+    _, _, *past = part(inputs, slots(2, 0, 8), empty_cache(model, 2))
+    together, _, *_ = part(follow, torch.tensor([[8], [5]]), past)
+    for row, position in enumerate((8, 5)):
+        _, _, *alone = part(inputs[row : row + 1, :position], slots(1, 0, position), empty_cache(model, 1))
+        logits, _, *_ = part(follow[row : row + 1], torch.tensor([[position]]), alone)
+        torch.testing.assert_close(together[row], logits[0], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,74 @@
+"""One draw for image and mask: what is marked stays where it is seen."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.augment import Draw, draw, refocus_one
+
+SIZE = 64
+
+
+def only_geometry(*, zoom: float, angle_deg: float, flip: bool, center_xy: tuple[float, float]) -> Draw:
+    return Draw(
+        size=SIZE, center_xy=center_xy, zoom=zoom, angle_deg=angle_deg, flip=flip, gain=1.0, bias=0.0, saturation=1.0,
+        down=None, blur=None, noise=None, jpeg=None, noise_seed=0,
+    )  # fmt: skip
+
+
+def centroid(weight_HW: np.ndarray) -> np.ndarray:
+    """(x, y), pixel centres at +0.5."""
+    ys, xs = np.mgrid[: weight_HW.shape[0], : weight_HW.shape[1]] + 0.5
+    return np.array([(xs * weight_HW).sum(), (ys * weight_HW).sum()]) / weight_HW.sum()
+
+
+@given(
+    side=st.sampled_from([64, 80, 200]),
+    zoom=st.floats(0.8, 1.0),
+    angle_deg=st.floats(-10, 10),
+    flip=st.booleans(),
+    center_xy=st.tuples(st.floats(0.45, 0.55), st.floats(0.45, 0.55)),
+    dot_xy=st.tuples(st.floats(0.35, 0.65), st.floats(0.35, 0.65)),
+)
+def test_a_dot_and_its_mask_land_on_the_same_place(
+    side: int, zoom: float, angle_deg: float, flip: bool, center_xy: tuple[float, float], dot_xy: tuple[float, float]
+) -> None:
+    drawn = only_geometry(zoom=zoom, angle_deg=angle_deg, flip=flip, center_xy=center_xy)
+    ys, xs = np.mgrid[:side, :side] + 0.5
+    dot = np.exp(-((xs - dot_xy[0] * side) ** 2 + (ys - dot_xy[1] * side) ** 2) / (2 * (side / 24) ** 2)).astype(np.float32)
+    in_image = centroid(drawn.image(np.repeat((dot * 255).astype(np.uint8)[..., None], 3, -1))[..., 0].astype(float))
+    in_mask = centroid(drawn.alpha(dot))
+    np.testing.assert_allclose(in_image, in_mask, atol=0.5)
+    np.testing.assert_allclose(drawn.geometry((side, side)) @ [*in_mask, 1], np.array(dot_xy) * side, atol=0.5 * side / SIZE)
+
+
+def test_the_whole_image_drawn_without_change_is_itself() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    unchanged = only_geometry(zoom=1.0, angle_deg=0.0, flip=False, center_xy=(0.5, 0.5))
+    np.testing.assert_array_equal(unchanged.image(image), image)
+    mirrored = only_geometry(zoom=1.0, angle_deg=0.0, flip=True, center_xy=(0.5, 0.5))
+    np.testing.assert_array_equal(mirrored.image(image), image[:, ::-1])
+
+
+def test_one_draw_gives_the_same_picture_again() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    for seed in range(20):
+        drawn = draw(np.random.default_rng(seed), SIZE)
+        assert drawn == draw(np.random.default_rng(seed), SIZE)
+        np.testing.assert_array_equal(drawn.image(image), drawn.image(image))
+        assert drawn.image(image).shape == (SIZE, SIZE, 3)
+
+
+def test_the_window_stays_inside_the_image() -> None:
+    for seed in range(200):
+        drawn = draw(np.random.default_rng(seed), SIZE)
+        assert all(drawn.zoom / 2 <= value <= 1 - drawn.zoom / 2 for value in drawn.center_xy)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_refocus_touches_one_member_only_and_makes_the_real_the_softer(seed: int) -> None:
+    image = np.random.default_rng(9).integers(60, 190, (32, 32, 3), np.uint8)
+    real, fake = refocus_one(np.random.default_rng(seed), image, image.copy())
+    assert np.array_equal(real, image) != np.array_equal(fake, image)
+    assert np.abs(np.diff(real.astype(float), axis=0)).mean() < np.abs(np.diff(fake.astype(float), axis=0)).mean()

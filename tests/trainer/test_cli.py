@@ -1,0 +1,64 @@
+"""`fifa-train` starts without torch, and says what is wrong in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | None:
+    monkeypatch.setattr(sys, "argv", ["fifa-train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ()], ids=["asked", "no-arguments"])
+def test_help_names_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    assert not run(monkeypatch, *arguments)
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("annotate", "train", "evaluate", "export"))
+
+
+@pytest.mark.parametrize("command", ["annotate", "train", "evaluate", "export"])
+def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert not run(monkeypatch, command, "--help")
+    assert "--data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(("train", "--run", "r"), "--data", id="missing-option"),
+        pytest.param(("train", "--data", "d", "--run", "r", "--steps", "many"), "--steps", id="not-a-number"),
+        pytest.param(("train", "--data", "d", "--run", "r", "--recipe", "large"), "choose from small, tiny", id="recipe"),
+        pytest.param(("train", "--data", "d", "--run", "r", "--stage", "third"), "choose vision, language or all", id="stage"),
+        pytest.param(("train", "--data", "d", "--run", "r"), "--annotations", id="no-annotations"),
+        pytest.param(("evaluate", "--dota", "d"), "--dota", id="unknown-option"),
+        pytest.param(("observe",), "observe", id="unknown-command"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.delenv("FIFA_DATA", raising=False)
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.startswith("fifa-train: ")
+    assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_data_folder_without_data_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr("trainer.portraits.PortraitCropper", lambda: None)  # needs the pretrained wheels
+    assert run(monkeypatch, "annotate", "--data", str(tmp_path), "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "dfdc") in error and "--data" in error and error.count("\n") == 1
+
+
+def test_help_needs_no_torch() -> None:
+    blocked = "import sys; sys.modules.update(torch=None, transformers=None, cv2=None, onnx=None); sys.argv = ['fifa-train', '--help']; "
+    ended = subprocess.run([sys.executable, "-c", blocked + "from trainer.cli import main; main()"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,156 @@
+"""Labelled sets as paired batches: nothing leaks between parts, and a batch depends on its number alone."""
+
+import csv
+import io
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.contracts import FORGERY_TYPES
+from trainer.config import VisionConfig
+from trainer.data import LOADERS, Face, PairedBatch, PairedBatches, dev_parts, fit, load_dfdc, load_faces, type_target
+
+EVERY_SOURCE = {"dfdc": 1, "stargan": 1, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1, "local_edit": 1}
+
+
+def batches(faces: list[Face], *, seed: int = 7, pairs: dict[str, int] | None = None) -> PairedBatches:
+    return PairedBatches(faces, VisionConfig(steps=20, pairs=pairs or EVERY_SOURCE, seed=seed), image_size=56, grid=4)
+
+
+def same(one: PairedBatch, other: PairedBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def write_set(folder: Path, rows: list[dict[str, str]]) -> None:
+    """A DFDC-like folder: index.csv and one tar."""
+    folder.mkdir(parents=True)
+    with (folder / "index.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with tarfile.open(folder / "images.tar", "w") as tar:
+        for row in rows:
+            content = row["file"].encode()
+            member = tarfile.TarInfo(f"./{row['file']}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_a_unit_of_dev_stands_in_exactly_one_part() -> None:
+    for dataset, parts in dev_parts().items():
+        assert set(parts.values()) <= {"select", "calibrate", "report"}, dataset
+    text = (Path(__file__).parents[2] / "trainer" / "dev_parts.json").read_text()
+    pairs = json.loads(text, object_pairs_hook=lambda items: items)  # a dict would hide a unit that is listed twice
+    assert all(len({unit for unit, _ in units}) == len(units) for _, units in pairs)
+
+
+def test_rows_take_the_part_of_their_identity_and_twins_stay_together(tmp_path: Path) -> None:
+    dev = dict(list(dev_parts()["dfdc"].items())[:4])
+    rows = [
+        {"file": f"{unit}{kind}.jpg", "label": kind, "original": original, "split": "dev", "identity": unit, "pair": ""}
+        for unit in dev
+        for kind, original in (("real", ""), ("fake", f"{unit}real.jpg"))
+    ]
+    rows.append({"file": "t.jpg", "label": "real", "original": "", "split": "train", "identity": "9999", "pair": ""})
+    write_set(tmp_path / "dfdc", rows)
+    found = {face.name: face for face in load_dfdc(tmp_path)}
+    assert {name: face.part for name, face in found.items()} == {row["file"]: dev.get(row["identity"], "train") for row in rows}
+    assert all(face.encoded == name.encode() for name, face in found.items())
+    assert all(found[face.real_twin].part == face.part for face in found.values() if face.real_twin)
+
+
+def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--data"):
+        load_faces(tmp_path, ["dfdc"])
+
+
+@pytest.mark.slow
+def test_real_data_shares_no_unit_between_parts(shared: Path) -> None:
+    root = shared / "data"
+    if not (root / "dfdc" / "index.csv").is_file():
+        pytest.skip(f"needs the research data: {root} holds no dfdc/index.csv")
+    faces = load_faces(root, list(LOADERS))
+    parts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for face in faces:
+        parts[face.dataset, face.unit].add(face.part)
+    assert all(len(found) == 1 for found in parts.values())
+    assert {part for found in parts.values() for part in found} == {"train", "select", "calibrate", "report"}
+    assert not any(face.part == "train" for face in faces if face.dataset == "survey_stylegan2")
+    by_name = {(face.dataset, face.name): face for face in faces}
+    assert len(by_name) == len(faces)
+    twins = [(face, by_name[face.dataset, face.real_twin]) for face in faces if face.real_twin]
+    assert twins and all(not real.is_fake and real.part == fake.part for fake, real in twins)
+    again = load_faces(root, list(LOADERS))
+    assert [(f.dataset, f.name, f.part) for f in faces] == [(f.dataset, f.name, f.part) for f in again]
+
+
+def test_a_batch_depends_on_seed_and_step_alone(faces: list[Face]) -> None:
+    forward, backward = batches(faces), batches(faces)
+    first = [forward[step] for step in range(3)]
+    assert all(same(first[step], backward[step]) for step in (2, 0, 1))
+    assert not same(first[0], first[1])
+    assert not same(first[0], batches(faces, seed=8)[0])
+
+
+def test_rows_alternate_real_and_fake_with_targets_for_fakes_only(faces: list[Face]) -> None:
+    batch = batches(faces)[0]
+    rows = 2 * len(EVERY_SOURCE)
+    assert batch.image_BCHW.shape == (rows, 3, 56, 56) and batch.patch_target_BHW.shape == (rows, 4, 4)
+    assert batch.is_fake_B.tolist() == [0.0, 1.0] * len(EVERY_SOURCE)
+    assert not batch.patch_target_BHW[0::2].any() and not batch.type_target_BF[0::2].any()
+    assert (batch.patch_weight_B[0::2] == 1).all()
+    assert batch.patch_weight_B[1::2].tolist() == [batch.patch_weight_B[1].item(), 0, 0, 0, 1, 1, 1]  # no mask is known
+    assert batch.type_target_BF[1::2].sum(1).tolist() == [2, 1, 1, 1, 1, 1, 1]  # DFDC's method is not named
+    assert (batch.patch_target_BHW >= 0).all() and (batch.patch_target_BHW <= 1).all()
+
+
+@pytest.mark.parametrize("source", ["self_blend", "face_swap", "local_edit"])
+def test_own_manipulations_are_marked_where_they_are(faces: list[Face], source: str) -> None:
+    marked = [batches(faces, pairs={source: 1})[step].patch_target_BHW[1].max().item() for step in range(6)]
+    assert sum(share > 0 for share in marked) >= 5  # an edit may fall outside the augmented window
+
+
+def test_a_curated_pair_counts_and_a_loose_one_only_where_it_is_aligned(make_face: Callable[..., Face]) -> None:
+    real, fake = make_face(1, dataset="dfdc", side=224), make_face(1, dataset="dfdc", fake=True, side=224)
+    shifted = make_face(2, dataset="dfdc", side=224)  # another picture under the same name: nothing is aligned
+    unchanged = replace(fake, is_fake=False)
+    for twin, quality, weight in (
+        (real, "curated", 1.0), (shifted, "curated", 1.0), (real, "loose", 0.5), (shifted, "loose", 0.0), (unchanged, "loose", 0.0),
+    ):  # fmt: skip
+        pair = [replace(twin, name=real.name, is_fake=False, forgery_type=None, real_twin=None), replace(fake, pair_quality=quality)]
+        assert batches(pair, pairs={"dfdc": 1})[0].patch_weight_B.tolist() == [1.0, weight], (twin.name, quality)
+
+
+def test_dev_faces_never_train(faces: list[Face]) -> None:
+    pools = batches(faces)
+    drawn = [*pools.by_name.values(), *pools.reals, *pools.dfdc_fakes, *pools.stargan_fakes, *pools.stylegan2, *pools.diffusion]
+    assert drawn and all(face.part == "train" for face in drawn)
+
+
+def test_types_that_a_label_allows() -> None:
+    assert type_target("swap").tolist() == [1, 1, 0, 0]
+    assert type_target(None).tolist() == [0, 0, 0, 0]
+    assert [type_target(kind).argmax() for kind in FORGERY_TYPES] == [0, 1, 2, 3]
+
+
+def test_fit_keeps_what_fits_and_averages_what_is_larger() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert fit(image, 8) is image
+    np.testing.assert_allclose(fit(image, 4), image.reshape(4, 2, 4, 2, 3).mean((1, 3)), atol=1)
+
+
+def test_a_window_is_cut_from_its_grid(make_face: Callable[..., Face]) -> None:
+    face = make_face(1)
+    np.testing.assert_array_equal(replace(face, window_xywh=(8, 4, 20, 30)).image(), face.image()[4:34, 8:28])
+
+
+def test_a_face_that_does_not_decode_is_named(make_face: Callable[..., Face]) -> None:
+    with pytest.raises(ValueError, match=r"ffhq_stylegan2/1r\.png does not decode"):
+        replace(make_face(1), encoded=b"no image").image()
