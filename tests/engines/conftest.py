@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.analyzer import Analyzer
@@ -21,14 +20,6 @@ from trainer.config import tiny
 from trainer.model import FiFaMLLM
 from trainer.parts import torch_engines
 from trainer.tokenizer import train_tokenizer
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """pycocotools 2.0 decodes masks by an array protocol that NumPy 2 warns about; examples may take long on shared cores."""
-    config.addinivalue_line("filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-    settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("shared cores")
-
 
 ANSWER = "The face is changed. The <p> left lower cheek </p> [SEG] is too smooth."
 

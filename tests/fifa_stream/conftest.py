@@ -30,12 +30,6 @@ from engines.face_detector import STRIDE
 from engines.runtime import Bundle
 from fifa_stream.infer import FramePipeline, PipelineLimits
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """pycocotools 2.0 decodes masks by an array protocol that NumPy 2 warns about."""
-    config.addinivalue_line("filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-
 FaceAt = tuple[float, float, float, float, float]
 """(x0, y0, x1, y1) as fractions of the frame, then the roll of the eye line in degrees."""
 

@@ -6,18 +6,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 
 from trainer.data import Face
 
 SIDE = 64
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """pycocotools 2.0 decodes masks by an array protocol that NumPy 2 warns about; examples may take long on shared cores."""
-    config.addinivalue_line("filterwarnings", r"ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-    settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("shared cores")
 
 
 def picture(number: int, side: int = SIDE) -> np.ndarray:
