@@ -16,7 +16,7 @@ from engines.export import MIN_STORED_HALF, file_spec, round_half, round_module,
 
 def graph(weights: np.ndarray) -> onnx.ModelProto:
     """y = x @ weights, with traces of an exporter."""
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], doc_string="/home/someone/model.py:12")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], doc_string="builder-7/project/model.py:12")
     made = helper.make_graph(
         [node],
         "toy",
@@ -25,7 +25,7 @@ def graph(weights: np.ndarray) -> onnx.ModelProto:
         [numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10, producer_version="2.13.0+cpu")
-    model.metadata_props.add(key="path", value="/home/someone")
+    model.metadata_props.add(key="path", value="builder-7/project/model.py")
     return model
 
 
