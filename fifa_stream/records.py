@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engines import fict
 from engines.contracts import Label
 
 SCHEMA_VERSION = "1.0"
@@ -303,9 +304,13 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
 
 
 def parse_query(text: str) -> Query:
-    """'right_cheek' or 'x0,y0,x1,y1'. Raises RecordError (`invalid_header`)."""
+    """'right_cheek', 'right cheek' or 'x0,y0,x1,y1'. Raises RecordError (`invalid_header`)."""
     if "," not in text:
-        return Query(region=_bounded("fifa-query", text.strip()))
+        name = _bounded("fifa-query", text.strip())
+        region = name if name in fict.concepts() else fict.by_phrase().get(name)
+        if region is None:
+            raise RecordError(Reason.INVALID_HEADER, f"fifa-query {name[:80]!r} names no facial concept; use a FICT id such as right_cheek")
+        return Query(region=region)
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError:

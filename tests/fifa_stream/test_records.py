@@ -93,6 +93,7 @@ def test_the_last_of_repeated_headers_counts() -> None:
         pytest.param(raw(("fifa-query", b"1,2,3")), Reason.INVALID_HEADER, id="box of three"),
         pytest.param(raw(("fifa-query", b"5,0,1,9")), Reason.INVALID_HEADER, id="box inside out"),
         pytest.param(raw(("fifa-query", b"nan,nan,nan,nan")), Reason.INVALID_HEADER, id="box of NaN"),
+        pytest.param(raw(("fifa-query", b"third_eye")), Reason.INVALID_HEADER, id="no such concept"),
     ],
 )
 def test_a_bad_record_is_refused_with_its_reason(record: RawRecord, reason: Reason) -> None:
@@ -102,7 +103,8 @@ def test_a_bad_record_is_refused_with_its_reason(record: RawRecord, reason: Reas
     assert "\n" not in str(caught.value)
 
 
-def test_a_box_query_is_four_numbers() -> None:
+def test_a_query_is_a_concept_in_either_spelling_or_four_numbers() -> None:
+    assert parse_query("left cheek") == parse_query("left_cheek") == Query(region="left_cheek")
     assert parse_query("1, 2.5,3,4") == Query(box_xyxy=(1.0, 2.5, 3.0, 4.0))
 
 
