@@ -31,6 +31,13 @@ class Crop:
     """Affine map from crop pixels (x, y, 1) to frame pixels (x, y)."""
 
 
+def crop_side(box_xyxy: tuple[float, float, float, float]) -> float:
+    """Side of the square around a face box, in the box's pixels; at least 1."""
+    x0, y0, x1, y1 = box_xyxy
+    shorter, longer = sorted((x1 - x0, y1 - y0))
+    return max(shorter * CROP_SCALE, longer, 1.0)
+
+
 def crop_face(
     image_HWC: NDArray[np.uint8],
     box_xyxy: tuple[float, float, float, float],
@@ -44,8 +51,7 @@ def crop_face(
     """
     x0, y0, x1, y1 = box_xyxy
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
-    shorter, longer = sorted((x1 - x0, y1 - y0))
-    side = max(shorter * CROP_SCALE, longer, 1.0)
+    side = crop_side(box_xyxy)
     roll = 0.0
     if landmarks_52 is not None:
         dx, dy = (landmarks_52[1] - landmarks_52[0]).tolist()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from engines.analyzer import Analyzer
+from engines.analyzer import Analyzer, sigmoid
 from engines.contracts import Calibration, OperatingPoint
 from trainer import metrics
 from trainer.annotate import decode_mask
@@ -162,8 +162,7 @@ def localise(analyzer: Analyzer, faces: Sequence[Face]) -> tuple[list[NDArray[np
             found = masks_MHW[taken : taken + len(answer.seg_embeds)]
             taken += len(answer.seg_embeds)
             by_seg.append(resized_mask(found.max(0)) if len(found) else np.zeros((REFERENCE_SIZE, REFERENCE_SIZE), bool))
-            logits = encoded["artifact_logits"][row].reshape(grid, grid)
-            by_map.append(resized_mask((1 / (1 + np.exp(-logits))).astype(np.float32)))
+            by_map.append(resized_mask(sigmoid(encoded["artifact_logits"][row].reshape(grid, grid))))
     return by_seg, by_map
 
 

@@ -5,7 +5,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.face_detector import decode_faces, detector_input
-from engines.preprocess import CROP_SCALE
+from engines.preprocess import crop_side
 from trainer.pretrained import centerface
 
 
@@ -34,8 +34,7 @@ class PortraitCropper:
         if not faces:
             return None
         x0, y0, x1, y1 = faces[0].box_xyxy
-        shorter, longer = sorted((x1 - x0, y1 - y0))
-        side = min(int(max(shorter * CROP_SCALE, longer)), width, height)
+        side = min(int(crop_side(faces[0].box_xyxy)), width, height)
         x = int(np.clip((x0 + x1 - side) / 2, 0, width - side))
         y = int(np.clip((y0 + y1 - side) / 2, 0, height - side))
         return x, y, side, side

@@ -58,13 +58,8 @@ def load_dinov2_small(source: Path) -> Dinov2Model:
         if not name.startswith("backbone."):
             continue
         key = name.removeprefix("backbone.")
-        for old, new in (
-            ("attention.attention.query", "attention.q_proj"),
-            ("attention.attention.key", "attention.k_proj"),
-            ("attention.attention.value", "attention.v_proj"),
-            ("attention.output.dense", "attention.o_proj"),
-        ):
-            key = key.replace(old, new)
+        for old, new in _LINEARS.items():  # biases go by these names too
+            key = key.replace(old.replace("/", "."), new)
         state[key] = array
     for node in graph.node:
         if node.op_type != "MatMul" or "/backbone/encoder/layer." not in node.name or node.input[1] not in tensors:
