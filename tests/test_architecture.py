@@ -125,7 +125,7 @@ def test_readme_tree_names_every_module_and_no_other() -> None:
     sections = re.split(r"^(\w+)/", tree[1], flags=re.MULTILINE)[1:]
     named = {package: set(re.findall(r"\b(\w+)\.py\b", text)) for package, text in zip(sections[::2], sections[1::2], strict=True)}
     for package in PACKAGES:
-        assert named[package] == {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+        assert named[package] == {path.stem for path in (ROOT / package).rglob("*.py")} - {"__init__"}
 
 
 def test_shipped_files_keep_their_size_limits() -> None:

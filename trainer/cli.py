@@ -16,7 +16,7 @@ ThreadsOption = Annotated[int, typer.Option(help="Threads of the compute library
 
 
 def _faces(data: Path) -> Any:
-    from trainer.data import LOADERS, load_faces
+    from trainer.datasets import LOADERS, load_faces
     from trainer.portraits import PortraitCropper
 
     return load_faces(data, list(LOADERS), PortraitCropper())

@@ -10,9 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from trainer import manipulate
-from trainer.annotate import SIZE, annotate_exact, annotate_faces, face_seed, load_annotations, to_row
-from trainer.data import Face, fit
+from trainer.annotator import manipulate
+from trainer.annotator.annotate import annotate_exact, annotate_faces, face_seed, load_annotations, to_row
+from trainer.annotator.artifact import SIZE
+from trainer.faces import Face, fit
 from trainer.language_data import AnnotatedFace
 
 TRAIN_FAKES = {"dfdc": 2500, "stargan": 600, "ffhq_stylegan2": 160, "sd21_faces": 300}

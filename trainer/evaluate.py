@@ -14,10 +14,10 @@ from rich.progress import track
 
 from engines.analyzer import Analyzer, sigmoid
 from engines.contracts import Calibration, OperatingPoint
-from trainer import metrics
-from trainer.annotate import decode_mask
-from trainer.data import Face, Part, fit, type_target
-from trainer.reference_mask import frozen_mask
+from trainer.annotator.annotate import decode_mask
+from trainer.annotator.reference_mask import frozen_mask
+from trainer.faces import Face, Part, fit, type_target
+from trainer.fifa_bench import metrics
 
 PHOTOGRAPHS = ("ffhq_stylegan2", "london", "amfd")
 BATCH = 16

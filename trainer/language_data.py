@@ -18,8 +18,8 @@ from torch import Tensor
 from engines.preprocess import to_model_input
 from engines.prompts import LOC_ANSWER, LOC_CLEAN_ANSWER, PAD, SEG, Task, Vocabulary, parse_markup
 from trainer import augment
-from trainer.annotate import decode_mask
-from trainer.data import fit
+from trainer.annotator.annotate import decode_mask
+from trainer.faces import fit
 from trainer.model import FiFaMLLM
 
 TASK_MIX: tuple[tuple[Task, float], ...] = (("age", 0.65), ("loc", 0.25), ("toe", 0.10))

@@ -13,10 +13,9 @@ from engines.analyzer import Analyzer
 from engines.contracts import Manifest, PartName
 from engines.export import Precision, round_module
 from engines.runtime import Bundle, Engine, bundled_engine, open_bundle
-from trainer.annotate import load_annotations
+from trainer.annotator.annotate import load_annotations
 from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
 from trainer.checkpoint import load_model
-from trainer.data import Face, Part
 from trainer.evaluate import (
     calibrate,
     detection_table,
@@ -27,6 +26,7 @@ from trainer.evaluate import (
     score_faces,
     type_table,
 )
+from trainer.faces import Face, Part
 from trainer.parts import torch_engines
 from trainer.pretrained import centerface
 

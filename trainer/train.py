@@ -26,7 +26,8 @@ from engines.prompts import Vocabulary
 from trainer import losses
 from trainer.checkpoint import Ema, resume_training, save_model, save_training
 from trainer.config import ModelConfig, TrainConfig
-from trainer.data import Face, PairedBatch, PairedBatches, fit
+from trainer.data import PairedBatch, PairedBatches
+from trainer.faces import Face, fit
 from trainer.language_data import AnnotatedFace, LanguageBatches, encode_views
 from trainer.model import FaceEncoder, FiFaMLLM
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.data import Face
+from trainer.faces import Face
 
 SIDE = 64
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.corpus import annotated_faces, choose_faces
-from trainer.data import Face
+from trainer.faces import Face
 
 
 def write_rows(folder: Path, *rows: dict[str, object]) -> None:

@@ -15,7 +15,9 @@ import torch
 
 from engines.contracts import FORGERY_TYPES
 from trainer.config import VisionConfig
-from trainer.data import LOADERS, Face, PairedBatch, PairedBatches, dev_parts, fit, load_dfdc, load_faces, type_target
+from trainer.data import PairedBatch, PairedBatches
+from trainer.datasets import LOADERS, dev_parts, load_dfdc, load_faces
+from trainer.faces import Face, fit, type_target
 
 EVERY_SOURCE = {"dfdc": 1, "stargan": 1, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1, "local_edit": 1}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.data import Face
 from trainer.evaluate import Scored, calibrate, detection_table, markdown, of_part, oval_mask, resized_mask, type_table
+from trainer.faces import Face
 
 
 @pytest.fixture(scope="module")

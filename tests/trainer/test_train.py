@@ -16,7 +16,7 @@ from engines.prompts import Vocabulary
 from trainer import train
 from trainer.checkpoint import load_model
 from trainer.config import TrainConfig, VisionConfig, small, tiny
-from trainer.data import Face
+from trainer.faces import Face
 from trainer.language_data import AnnotatedFace
 from trainer.model import FiFaMLLM
 from trainer.tokenizer import train_tokenizer

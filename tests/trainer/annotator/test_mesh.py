@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from engines import fict
-from trainer import mesh
+from trainer.annotator import mesh, regions
 
 pytest.importorskip("ai_edge_litert", reason="the mesh needs the annotate extra (ai-edge-litert)")
 
-SHARED = Path(os.environ.get("FIFA_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("FIFA_SHARED", Path(__file__).parents[4] / "shared"))
 FIXED = {
     **dict.fromkeys((38, 72, 82), "upper_lip_center"),
     **dict.fromkeys((85, 86, 87), "lower_lip_center"),
@@ -36,9 +36,9 @@ def portrait_HWC() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def found(portrait_HWC: NDArray[np.uint8]) -> mesh.Regions:
+def found(portrait_HWC: NDArray[np.uint8]) -> regions.Regions:
     face = mesh.FaceMesh()(portrait_HWC)
-    return mesh.regions(face.landmarks_NM2[0], (160, 160), 224)
+    return regions.regions(face.landmarks_NM2[0], (160, 160), 224)
 
 
 def _center_x(region_HW: NDArray[np.bool_]) -> float:
@@ -78,13 +78,13 @@ def test_a_face_too_small_for_the_model_is_found_in_the_middle(portrait_HWC: NDA
     assert 80 < found.landmarks_NM2[0, 1, 0] < 240
 
 
-def test_subjects_right_is_on_the_images_left(found: mesh.Regions) -> None:
+def test_subjects_right_is_on_the_images_left(found: regions.Regions) -> None:
     for concept in fict.concepts().values():
         if concept.phrase.startswith("right "):
             twin = fict.by_phrase()[concept.phrase.replace("right ", "left ", 1)]
-            regions = found.mask(concept.id), found.mask(twin)
-            if all(int(region.sum()) >= mesh.MIN_VISIBLE_PX for region in regions):
-                assert _center_x(regions[0]) < _center_x(regions[1]), concept.id
+            pair = found.mask(concept.id), found.mask(twin)
+            if all(int(region.sum()) >= regions.MIN_VISIBLE_PX for region in pair):
+                assert _center_x(pair[0]) < _center_x(pair[1]), concept.id
 
 
 def test_mirrored_portrait_swaps_the_sides(portrait_HWC: NDArray[np.uint8]) -> None:
@@ -94,7 +94,7 @@ def test_mirrored_portrait_swaps_the_sides(portrait_HWC: NDArray[np.uint8]) -> N
     assert float(np.abs(mirrored - plain).mean()) < 4.0
 
 
-def test_atoms_divide_the_crop_and_parents_hold_their_children(found: mesh.Regions) -> None:
+def test_atoms_divide_the_crop_and_parents_hold_their_children(found: regions.Regions) -> None:
     parts = np.sum([found.mask(group) for group in fict.cells(5)], 0)
     assert parts.max() == 1
     assert int(parts.sum()) >= 0.99 * parts.size  # cells under MIN_VISIBLE_PX are left out
@@ -102,13 +102,13 @@ def test_atoms_divide_the_crop_and_parents_hold_their_children(found: mesh.Regio
     assert not found.mask("scene")[found.oval_HW].any()
 
 
-def test_what_the_mesh_does_not_give_is_not_visible(found: mesh.Regions) -> None:
+def test_what_the_mesh_does_not_give_is_not_visible(found: regions.Regions) -> None:
     underived = {"eyeglasses", "headwear", "jewellery", "hair_fringe", "right_upper_lash_line", "left_pupil", "right_ear_lobe", "clothing"}
     assert not found.visible & underived
     assert {"nose_tip", "right_iris", "left_iris", "philtrum", "hair_top", "neck_front"} <= found.visible
 
 
-def test_ring_runs_around_the_oval_in_eight_arcs(found: mesh.Regions) -> None:
+def test_ring_runs_around_the_oval_in_eight_arcs(found: regions.Regions) -> None:
     assert set(fict.BOUNDARY_ARCS) <= found.visible
     ring = found.mask(fict.BOUNDARY)
     assert (ring & found.oval_HW).any() and (ring & ~found.oval_HW).any()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from trainer import metrics
+from trainer.fifa_bench import metrics
 
 needs_java = pytest.mark.skipif(which("java") is None, reason="METEOR and the PTB tokenizer need Java")
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.reference_mask import BORDER_PX, border_difference, frozen_mask
+from trainer.annotator.reference_mask import BORDER_PX, border_difference, frozen_mask
 
 
 def gray(level: int) -> NDArray[np.uint8]:

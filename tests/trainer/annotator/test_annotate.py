@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from engines import fict
 from engines.prompts import parse_markup
-from trainer import annotate, grammar, manipulate, mesh
-from trainer.annotate import ArtifactMask
-from trainer.data import Face
+from trainer.annotator import annotate, evidence, grammar, manipulate, mesh, regions
+from trainer.annotator.artifact import SIZE, ArtifactMask, artifact_mask, iou
+from trainer.annotator.concepts import select_arc, select_concepts
+from trainer.faces import Face
 
 pytest.importorskip("ai_edge_litert", reason="the annotator needs the annotate extra (ai-edge-litert)")
 
 ImageHWC = NDArray[np.uint8]
-SIZE = annotate.SIZE
 
 
 def _jpeg(image_HWC: ImageHWC, quality: int) -> bytes:
@@ -37,8 +37,8 @@ def real_HWC() -> ImageHWC:
 
 
 @pytest.fixture(scope="module")
-def found(real_HWC: ImageHWC) -> mesh.Regions:
-    return mesh.regions(mesh.FaceMesh()(real_HWC).landmarks_NM2[0], (SIZE, SIZE), SIZE)
+def found(real_HWC: ImageHWC) -> regions.Regions:
+    return regions.regions(mesh.FaceMesh()(real_HWC).landmarks_NM2[0], (SIZE, SIZE), SIZE)
 
 
 def _edited(real_HWC: ImageHWC, region_HW: NDArray[np.bool_]) -> tuple[ImageHWC, NDArray[np.float32]]:
@@ -51,7 +51,7 @@ def _edited(real_HWC: ImageHWC, region_HW: NDArray[np.bool_]) -> tuple[ImageHWC,
 
 @pytest.mark.parametrize("quality", [95, 85, 75, 60])
 def test_a_real_face_and_its_own_reencode_have_an_empty_mask(real_HWC: ImageHWC, quality: int) -> None:
-    artifact = annotate.artifact_mask(real_HWC, _decoded(_jpeg(real_HWC, quality)))
+    artifact = artifact_mask(real_HWC, _decoded(_jpeg(real_HWC, quality)))
     assert not artifact.mask_HW.any()
 
 
@@ -61,16 +61,16 @@ def test_identical_images_are_refused_as_empty(real_HWC: ImageHWC) -> None:
 
 
 @pytest.mark.parametrize("concept", ["mouth", "right_cheek", "left_eyebrow", "forehead"])
-def test_adaptive_mask_finds_a_known_edit_after_the_codec(real_HWC: ImageHWC, found: mesh.Regions, concept: str) -> None:
+def test_adaptive_mask_finds_a_known_edit_after_the_codec(real_HWC: ImageHWC, found: regions.Regions, concept: str) -> None:
     fake, alpha = _edited(real_HWC, found.mask(concept))
-    artifact = annotate.artifact_mask(real_HWC, _decoded(_jpeg(fake, 90)))
-    assert annotate.iou(artifact.mask_HW, alpha > 0.1) > 0.6
+    artifact = artifact_mask(real_HWC, _decoded(_jpeg(fake, 90)))
+    assert iou(artifact.mask_HW, alpha > 0.1) > 0.6
     assert artifact.facts["area"] == pytest.approx(float(artifact.mask_HW.mean()), abs=1e-4)
     assert artifact.facts["threshold"] >= artifact.facts["threshold_low"] > 0
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_an_edit_of_one_side_is_named_on_that_side(real_HWC: ImageHWC, found: mesh.Regions, side: str) -> None:
+def test_an_edit_of_one_side_is_named_on_that_side(real_HWC: ImageHWC, found: regions.Regions, side: str) -> None:
     fake, _ = _edited(real_HWC, found.mask(f"{side}_cheek"))
     annotation = annotate.annotate_pair(real_HWC, fake, forgery_type="attribute_manipulation", seed=3)
     assert annotation.concepts[0].concept.startswith(side)
@@ -78,15 +78,15 @@ def test_an_edit_of_one_side_is_named_on_that_side(real_HWC: ImageHWC, found: me
     assert other not in annotation.text.split()
 
 
-def test_the_kind_said_is_the_one_measured(real_HWC: ImageHWC, found: mesh.Regions) -> None:
+def test_the_kind_said_is_the_one_measured(real_HWC: ImageHWC, found: regions.Regions) -> None:
     fake, alpha = _edited(real_HWC, found.mask("left_cheek"))
     annotation = annotate.annotate_exact(real_HWC, fake, alpha, forgery_type="attribute_manipulation", seed=0)
     assert annotation.concepts[0].kind in ("softer", "redder", "smoother")
-    assert annotation.concepts[0].strength > annotate.BELIEVED
+    assert annotation.concepts[0].strength > evidence.BELIEVED
     assert annotation.facts["iou_adaptive"] > annotation.facts["iou_top5"] - 0.2
 
 
-def test_concept_masks_lie_within_the_artifact_and_their_dilated_region(real_HWC: ImageHWC, found: mesh.Regions) -> None:
+def test_concept_masks_lie_within_the_artifact_and_their_dilated_region(real_HWC: ImageHWC, found: regions.Regions) -> None:
     made = manipulate.self_blend(np.random.default_rng(4), real_HWC)
     annotation = annotate.annotate_pair(real_HWC, made.image_HWC, forgery_type="identity_swap", seed=5)
     assert 1 <= len(annotation.concepts) <= annotate.MAX_CONCEPTS
@@ -103,7 +103,7 @@ def test_text_names_exactly_the_concepts_in_order(real_HWC: ImageHWC) -> None:
     assert [span.phrase for span in spans] == [fict.concepts()[item.concept].phrase for item in annotation.concepts]
 
 
-def test_a_fake_without_twin_is_told_by_parts_within_its_face(real_HWC: ImageHWC, found: mesh.Regions) -> None:
+def test_a_fake_without_twin_is_told_by_parts_within_its_face(real_HWC: ImageHWC, found: regions.Regions) -> None:
     annotation = annotate.annotate_pair(None, real_HWC, forgery_type="entire_synthesis", seed=7)
     np.testing.assert_array_equal(annotation.mask_HW, found.oval_HW)
     assert {item.concept for item in annotation.concepts} <= set(fict.cells(14))
@@ -117,48 +117,48 @@ def test_a_crop_without_a_face_is_refused() -> None:
     assert annotate.annotate_pair(None, flat, forgery_type="entire_synthesis", seed=1).refused == "no_mesh"
 
 
-def _selected(found: mesh.Regions, *concepts: str, coarsest: str = "part") -> list[str]:
+def _selected(found: regions.Regions, *concepts: str, coarsest: str = "part") -> list[str]:
     mask = np.any([found.mask(concept) for concept in concepts], 0)
-    return annotate.select_concepts(found, mask, coarsest="group" if coarsest == "group" else "part")
+    return select_concepts(found, mask, coarsest="group" if coarsest == "group" else "part")
 
 
-def test_a_whole_part_is_named_by_the_part_and_one_side_by_its_sub_part(found: mesh.Regions) -> None:
+def test_a_whole_part_is_named_by_the_part_and_one_side_by_its_sub_part(found: regions.Regions) -> None:
     assert _selected(found, "mouth") == ["mouth"]
     assert _selected(found, "right_cheek") == ["right_cheek"]
     assert _selected(found, "nose_tip") == ["nose_tip"]
 
 
-def test_groups_stand_for_their_parts_only_when_asked(found: mesh.Regions) -> None:
+def test_groups_stand_for_their_parts_only_when_asked(found: regions.Regions) -> None:
     assert _selected(found, "mid_face", coarsest="group") == ["mid_face"]
     assert set(_selected(found, "mid_face")) == {"nose", "cheeks"}
 
 
-def test_what_lies_off_the_head_comes_last(found: mesh.Regions) -> None:
+def test_what_lies_off_the_head_comes_last(found: regions.Regions) -> None:
     assert _selected(found, "background", "nose")[-1] == "background"
 
 
-def test_a_lightly_covered_atom_is_not_named(found: mesh.Regions) -> None:
+def test_a_lightly_covered_atom_is_not_named(found: regions.Regions) -> None:
     mask = found.mask("mouth")
     stray = np.flatnonzero(found.mask("forehead_lower_center").ravel())
     mask.ravel()[stray[: len(stray) // 10]] = True
-    assert annotate.select_concepts(found, mask) == ["mouth"]
+    assert select_concepts(found, mask) == ["mouth"]
 
 
-def test_an_arc_is_named_only_where_the_ring_holds_the_difference(found: mesh.Regions) -> None:
+def test_an_arc_is_named_only_where_the_ring_holds_the_difference(found: regions.Regions) -> None:
     even = np.full((SIZE, SIZE), 10.0, np.float32)
     jaw = np.where(found.mask("boundary_jaw_left"), 30.0, even).astype(np.float32)
-    assert annotate.select_arc(found, ArtifactMask(found.oval_HW | found.mask(fict.BOUNDARY), jaw, {})) == "boundary_jaw_left"
-    assert annotate.select_arc(found, ArtifactMask(found.oval_HW | found.mask(fict.BOUNDARY), even, {})) is None
-    assert annotate.select_arc(found, ArtifactMask(np.zeros((SIZE, SIZE), bool), jaw, {})) is None
+    assert select_arc(found, ArtifactMask(found.oval_HW | found.mask(fict.BOUNDARY), jaw, {})) == "boundary_jaw_left"
+    assert select_arc(found, ArtifactMask(found.oval_HW | found.mask(fict.BOUNDARY), even, {})) is None
+    assert select_arc(found, ArtifactMask(np.zeros((SIZE, SIZE), bool), jaw, {})) is None
 
 
-def test_baseline_covers_every_concept_that_can_be_named(found: mesh.Regions) -> None:
+def test_baseline_covers_every_concept_that_can_be_named(found: regions.Regions) -> None:
     for concept in fict.concepts().values():
         if concept.id in found.visible or any(atom in found.visible for atom in concept.atoms):
-            assert any(node in annotate.baseline() for node in concept.path), concept.id
+            assert any(node in evidence.baseline() for node in concept.path), concept.id
 
 
-def _faces(real_HWC: ImageHWC, found: mesh.Regions) -> list[Face]:
+def _faces(real_HWC: ImageHWC, found: regions.Regions) -> list[Face]:
     real = Face("real.jpg", "dfdc", _jpeg(real_HWC, 92), None, False, None, "unit", "train")
     fakes = [
         Face(f"{concept}.jpg", "dfdc", _jpeg(_edited(real_HWC, found.mask(concept))[0], 92), None, True, "swap", "unit", "train", "real.jpg")
@@ -167,7 +167,7 @@ def _faces(real_HWC: ImageHWC, found: mesh.Regions) -> list[Face]:
     return [real, *fakes]
 
 
-def test_json_lines_resume_after_a_torn_line_and_are_the_same_again(real_HWC: ImageHWC, found: mesh.Regions, tmp_path: Path) -> None:
+def test_json_lines_resume_after_a_torn_line_and_are_the_same_again(real_HWC: ImageHWC, found: regions.Regions, tmp_path: Path) -> None:
     faces, out = _faces(real_HWC, found), tmp_path / "train.jsonl"
     annotate.annotate_faces(faces, out)
     whole = out.read_bytes()
@@ -176,7 +176,7 @@ def test_json_lines_resume_after_a_torn_line_and_are_the_same_again(real_HWC: Im
     assert out.read_bytes() == whole
 
 
-def test_rows_say_the_same_in_text_markup_and_masks(real_HWC: ImageHWC, found: mesh.Regions, tmp_path: Path) -> None:
+def test_rows_say_the_same_in_text_markup_and_masks(real_HWC: ImageHWC, found: regions.Regions, tmp_path: Path) -> None:
     out = tmp_path / "train.jsonl"
     annotate.annotate_faces(_faces(real_HWC, found), out)
     rows = annotate.load_annotations(out)
@@ -190,7 +190,7 @@ def test_rows_say_the_same_in_text_markup_and_masks(real_HWC: ImageHWC, found: m
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_two_workers_write_what_one_writes(real_HWC: ImageHWC, found: mesh.Regions, tmp_path: Path) -> None:
+def test_two_workers_write_what_one_writes(real_HWC: ImageHWC, found: regions.Regions, tmp_path: Path) -> None:
     faces = _faces(real_HWC, found)
     annotate.annotate_faces(faces, tmp_path / "one.jsonl", 1)
     annotate.annotate_faces(faces, tmp_path / "two.jsonl", 2)

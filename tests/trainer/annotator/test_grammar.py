@@ -7,8 +7,8 @@ import pytest
 
 from engines import fict
 from engines.prompts import parse_markup
-from trainer import grammar
-from trainer.grammar import Claim, Kind
+from trainer.annotator import grammar
+from trainer.annotator.grammar import Claim, Kind
 
 TYPES = ["identity_swap", "expression_swap", "swap", "attribute_manipulation", "entire_synthesis"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.contracts import FORGERY_TYPES
-from trainer.manipulate import Manipulation, blob, face_swap, local_edit, self_blend
+from trainer.annotator.manipulate import Manipulation, blob, face_swap, local_edit, self_blend
 
 SIDE = 64
 REAL = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
