@@ -34,6 +34,8 @@ class Face:
     """Name of the real image this fake was made from."""
     pair_quality: str = ""
     """DFDC: 'curated', 'loose' or ''."""
+    mask_encoded: bytes | None = None
+    """PNG of the whole image's size that marks exactly what was changed (`trainer.image_index.exact_mask` reads it), where a set brings one."""
 
     def image(self) -> ImageHWC:
         """Decode to (H, W, 3) uint8 RGB."""
