@@ -17,7 +17,7 @@ from engines.contracts import Analysis, BundleError, BundleFault, Evidence, Expl
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import EOS, PAD, SEG, MarkupAutomaton, PhraseTrie, Task, parse_markup
-from engines.runtime import Bundle
+from engines.runtime import Bound, Bundle
 
 ExplainPolicy = Literal["auto", "always", "never"]
 MAX_EXPLAIN_ROWS = 16
@@ -37,6 +37,12 @@ class Answer:
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logistic function without overflow."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
+
+
+def softmax(logits_BF: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows to probabilities, (B, F) float32, without overflow."""
+    powers_BF = np.exp(logits_BF - logits_BF.max(1, keepdims=True))
+    return np.asarray(powers_BF / powers_BF.sum(1, keepdims=True), np.float32)
 
 
 class Analyzer:
@@ -62,8 +68,7 @@ class Analyzer:
         encoded = self.encode(crops_BHWC)
         raw_B = encoded["det_logit"]
         scores_B = self.calibrated(raw_B)
-        type_probs_BF = np.exp(encoded["type_logits"] - encoded["type_logits"].max(1, keepdims=True))
-        type_probs_BF /= type_probs_BF.sum(1, keepdims=True)
+        type_probs_BF = softmax(encoded["type_logits"])
         grid = self.manifest.preprocess.grid
         maps_BHW = sigmoid(encoded["artifact_logits"]).reshape(-1, grid, grid)
         wanted = [
@@ -109,17 +114,11 @@ class Analyzer:
         """Answer one task for each row, greedily, all rows together. Rows that end keep their slot until the batch ends."""
         spec, vocabulary, table = self.manifest.decoder, self._bundle.vocabulary, self._bundle.token_embeddings_VE
         rows = len(prefix_embeds_BPE)
-        prompt = vocabulary.prompt_ids(task)
-        first = spec.num_prefix_tokens + len(prompt)
+        question_BSE = self._question(prefix_embeds_BPE, task)
+        first = question_BSE.shape[1]
         budget = min(spec.max_new_tokens, spec.capacity - first)
-        prompt_embeds = np.broadcast_to(table[prompt], (rows, len(prompt), spec.width))
-        names = [f"{kind}{layer}" for layer in range(spec.num_layers) for kind in "kv"]
-        cache_shape = (rows, spec.num_heads, spec.capacity, spec.head_dim)
-        bound = self._bundle.engines["decoder"].bind(
-            {f"past_{name}": f"present_{name}" for name in names}, {f"past_{name}": cache_shape for name in names}
-        )
-        positions = np.tile(np.arange(first, dtype=np.int64), (rows, 1))
-        out = bound.run({"inputs_embeds": np.concatenate([prefix_embeds_BPE, prompt_embeds], 1), "positions": positions})
+        bound = self._empty_cache(rows)
+        out = bound.run({"inputs_embeds": question_BSE, "positions": _slots(rows, first)})
         logits_BV = out["logits"][:, -1]
         answers = [Answer() for _ in range(rows)]
         automata = [MarkupAutomaton(vocabulary, self._trie, budget, bare_seg=task == "loc") for _ in range(rows)]
@@ -142,6 +141,44 @@ class Analyzer:
                     answers[row].seg_embeds.append(out["hidden"][row, -1].copy())
         return answers
 
+    def force(self, prefix_embeds_BPE: NDArray[np.float32], markups: Sequence[str], task: Task) -> list[Answer]:
+        """What each row would mean had it written this markup: the [SEG] states of one run over question and answer, nothing decoded.
+
+        Raises ValueError for markup that leaves no room in the cache.
+        """
+        spec, vocabulary = self.manifest.decoder, self._bundle.vocabulary
+        answers = [Answer(vocabulary.tokenizer.encode(markup).ids) for markup in markups]
+        question_BSE = self._question(prefix_embeds_BPE, task)
+        first, longest = question_BSE.shape[1], max((len(answer.ids) for answer in answers), default=0)
+        if first + longest > spec.capacity:
+            raise ValueError(
+                f"an answer of {longest} tokens does not fit: the cache has {spec.capacity} slots, the question takes {first}; shorten it"
+            )
+        tokens_BL = np.full((len(answers), longest), vocabulary.ids[PAD])  # padding on the right: no state before it sees it
+        for row, answer in enumerate(answers):
+            tokens_BL[row, : len(answer.ids)] = answer.ids
+        inputs_BSE = np.concatenate([question_BSE, self._bundle.token_embeddings_VE[tokens_BL]], 1)
+        out = self._empty_cache(len(answers)).run({"inputs_embeds": inputs_BSE, "positions": _slots(len(answers), first + longest)})
+        for answer, hidden_LE in zip(answers, out["hidden"][:, first:], strict=True):
+            answer.seg_embeds = [hidden_LE[at].copy() for at, token in enumerate(answer.ids) if token == vocabulary.ids[SEG]]
+        return answers
+
+    def _question(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+        """(B, S, E): the face, then the prompt."""
+        prompt_SE = self._bundle.token_embeddings_VE[self._bundle.vocabulary.prompt_ids(task)]
+        return np.concatenate([prefix_embeds_BPE, np.broadcast_to(prompt_SE, (len(prefix_embeds_BPE), *prompt_SE.shape))], 1)
+
+    def _empty_cache(self, rows: int) -> Bound:
+        spec = self.manifest.decoder
+        names = [f"{kind}{layer}" for layer in range(spec.num_layers) for kind in "kv"]
+        shape = (rows, spec.num_heads, spec.capacity, spec.head_dim)
+        return self._bundle.engines["decoder"].bind({f"past_{name}": f"present_{name}" for name in names}, {f"past_{name}": shape for name in names})
+
+    def markup(self, answer: Answer) -> str:
+        """The markup of an answer; one that hit the token limit ends at its last whole sentence, and its later [SEG] states have no phrase."""
+        written = self._bundle.vocabulary.markup(answer.ids)
+        return last_whole_sentence(written) if answer.truncated else written
+
     def masks(
         self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], answers: Sequence[Answer]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -162,9 +199,7 @@ class Analyzer:
     def _explanation(
         self, answer: Answer, masks_MHW: NDArray[np.float32], confidence_M: NDArray[np.float32], crop_HWC: NDArray[np.uint8]
     ) -> Explanation:
-        markup = self._bundle.vocabulary.markup(answer.ids)
-        if answer.truncated:
-            markup = last_whole_sentence(markup)
+        markup = self.markup(answer)
         text, spans = parse_markup(markup)
         by_phrase = fict.by_phrase()
         evidence = tuple(
@@ -184,6 +219,11 @@ class Analyzer:
 def last_whole_sentence(markup: str) -> str:
     """Cut text that hit the token limit after its last full stop; '' when not one sentence is whole."""
     return markup[: markup.rfind(".") + 1]
+
+
+def _slots(rows: int, count: int) -> NDArray[np.int64]:
+    """(rows, count): the first slots of the cache, for every row."""
+    return np.tile(np.arange(count, dtype=np.int64), (rows, 1))
 
 
 def _at_crop_size(mask_HW: NDArray[np.float32], size: int) -> NDArray[np.bool_]:

@@ -97,9 +97,13 @@ class Sample(_Record):
     """The frozen reference mask within the asked area, for pairs (image-level `loc` only)."""
     area: Rle | None = None
     """Region and box queries: the asked area on this face."""
+    regions: dict[str, Rle] = {}
+    """`age`: where FICT lies on this face, as its visible atoms and boundary arcs by id; a parent is the union of its atoms."""
     probe: Probe | None = None
     """'shuffled_query': the question was swapped with another sample's while the answer is still that of `probed`; a system that reads the question
     must do badly here."""
+    probed: str | None = None
+    """Probes: the id of the sample whose answer this is."""
 
     @model_validator(mode="after")
     def _asks_one_of_the_eleven(self) -> "Sample":
@@ -107,7 +111,9 @@ class Sample(_Record):
             raise ValueError(f"{self.task} at level {self.level} is none of the eleven tasks; det and cls are asked of the image")
         if (self.level == "region") != (self.concept is not None) or (self.level == "box") != (self.box_xyxy is not None):
             raise ValueError(f"level {self.level} needs exactly its own query: a concept for regions, box_xyxy for boxes")
-        for concept in (self.concept, *(mask.concept for mask in self.masks)):
+        if (self.probe is None) != (self.probed is None):
+            raise ValueError("a probe names the sample it probes in `probed`, and only a probe does")
+        for concept in (self.concept, *(mask.concept for mask in self.masks), *self.regions):
             if concept is not None and concept not in fict.concepts():
                 raise ValueError(f"{concept!r} is no FICT concept; see `engines.fict.concepts()`")
         if self.box_xyxy is not None and not (0 <= self.box_xyxy[0] < self.box_xyxy[2] <= SIDE and 0 <= self.box_xyxy[1] < self.box_xyxy[3] <= SIDE):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines import analyzer as analyzer_module
-from engines.analyzer import Analyzer, last_whole_sentence, sigmoid
+from engines.analyzer import Analyzer, last_whole_sentence, sigmoid, softmax
 from engines.contracts import Analysis, BundleError, BundleFault, Label, OperatingPoint
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, parse_markup
 from engines.runtime import Bundle
@@ -221,6 +221,39 @@ def test_calibration_is_platts(reference: Bundle) -> None:
     raw = np.array([-200.0, 0.0, 0.5, 200.0], np.float32)
     np.testing.assert_allclose(analyzer.calibrated(raw), [0.0, 1 / (1 + np.e), 0.5, 1.0], atol=1e-6)
     np.testing.assert_allclose(sigmoid(raw[1:3]), 1 / (1 + np.exp(-raw[1:3])), rtol=1e-6)
+
+
+def test_type_probabilities_do_not_overflow() -> None:
+    probs_BF = softmax(np.array([[1000.0, 0.0], [-1000.0, -1000.0]], np.float32))
+    np.testing.assert_allclose(probs_BF, [[1.0, 0.0], [0.5, 0.5]])
+
+
+# Forced answers.
+
+FORCED = ["The <p> mouth </p> [SEG] is soft and the <p> left iris </p> [SEG] is flat.", "Nothing.", "The <p> nose </p> [SEG] is soft."]
+
+
+@pytest.mark.parametrize("backend", ["served", "reference"])
+def test_forced_answers_have_the_states_of_teacher_forcing(backend: str, model: FiFaMLLM, crops: Crops, request: pytest.FixtureRequest) -> None:
+    analyzer = Analyzer(request.getfixturevalue(backend))
+    prefix_BPE = analyzer.encode(crops(3))["prefix_embeds"]
+    vocabulary = request.getfixturevalue("vocabulary")
+    prompt, seg = vocabulary.prompt_ids("age"), vocabulary.ids[SEG]
+    for row, (markup, answer) in enumerate(zip(FORCED, analyzer.force(prefix_BPE, FORCED, "age"), strict=True)):
+        ids = vocabulary.tokenizer.encode(markup).ids
+        assert answer.ids == ids and not answer.truncated and analyzer.markup(answer) == markup
+        with torch.no_grad():
+            _, hidden_BLE = model.read(torch.from_numpy(prefix_BPE[row : row + 1]), torch.tensor([prompt + ids]))
+        wanted = [hidden_BLE[0, len(prompt) + at].numpy() for at, token in enumerate(ids) if token == seg]
+        assert len(answer.seg_embeds) == len(wanted) == markup.count(SEG)
+        if wanted:
+            np.testing.assert_allclose(np.array(answer.seg_embeds), np.array(wanted), atol=1e-3)
+
+
+def test_an_answer_that_does_not_fit_the_cache_is_refused(reference: Bundle, crops: Crops) -> None:
+    analyzer = Analyzer(reference)
+    with pytest.raises(ValueError, match=r"does not fit: the cache has \d+ slots"):
+        analyzer.force(analyzer.encode(crops(1))["prefix_embeds"], ["soft " * CAPACITY], "age")
 
 
 # The slot cache against teacher forcing. Shapes: B rows, P prefix tokens, L text tokens, E width, V vocabulary.

@@ -1,0 +1,94 @@
+"""What may be said of a figure: that it has no value here, or how far it would move with other people.
+
+Frames of one identity are not independent, so intervals resample whole units (identities, persons, prompts, grids), never rows.
+
+Shapes: N rows, R resamples, U units.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+class UndefinedMetric(ValueError):
+    """The metric has no value on this input; the message names what is missing."""
+
+
+class Interval(NamedTuple):
+    """Bounds of a percentile interval."""
+
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    metric: Callable[[NDArray[np.intp]], float], unit_N: Sequence[str], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Percentile interval of `metric(rows)` when whole units (identities) are drawn with replacement, all rows of a unit together.
+
+    Resamples on which the metric is undefined are drawn again, at most `resamples` times in all. Raises UndefinedMetric beyond that.
+    """
+    names, unit_index_N = np.unique(np.asarray(unit_N), return_inverse=True)
+    if names.size == 0:
+        raise UndefinedMetric("no rows to resample")
+    rows_of_unit = np.split(np.argsort(unit_index_N, kind="stable"), np.cumsum(np.bincount(unit_index_N))[:-1])
+    rng = np.random.default_rng(seed)
+    values: list[float] = []
+    for _ in range(2 * resamples):
+        drawn = rng.integers(names.size, size=names.size)
+        try:
+            values.append(metric(np.concatenate([rows_of_unit[unit] for unit in drawn])))
+        except UndefinedMetric:
+            continue
+        if len(values) == resamples:
+            return percentiles(np.array(values), level)
+    raise UndefinedMetric(
+        f"the metric is undefined on {2 * resamples - len(values)} of {2 * resamples} resamples of {names.size} units; take more units"
+    )
+
+
+def drawn_units(unit_N: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """The same draws as `bootstrap_interval`, as counts: each row's unit (N,), and how often each unit is drawn (R, U).
+
+    Raises UndefinedMetric without rows.
+    """
+    names, unit_index_N = np.unique(np.asarray(unit_N), return_inverse=True)
+    if names.size == 0:
+        raise UndefinedMetric("no rows to resample")
+    drawn_RU = np.random.default_rng(seed).integers(names.size, size=(resamples, names.size))
+    offset_R1 = np.arange(resamples)[:, None] * names.size
+    return unit_index_N, np.bincount((drawn_RU + offset_R1).ravel(), minlength=resamples * names.size).reshape(resamples, names.size)
+
+
+def ratio_interval(
+    above_N: Sequence[float] | NDArray[np.float64],
+    below_N: Sequence[float] | NDArray[np.float64],
+    unit_N: Sequence[str],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Interval of sum(above) / sum(below) over rows: a mean where `below` is 1. Resamples with a zero below are left out; raises if half are."""
+    unit_index_N, count_RU = drawn_units(unit_N, resamples=resamples, seed=seed)
+    above_U, below_U = (np.bincount(unit_index_N, weights=np.asarray(values, float)) for values in (above_N, below_N))
+    above_R, below_R = count_RU @ above_U, count_RU @ below_U
+    if (below_R > 0).mean() < 0.5:
+        raise UndefinedMetric(f"the ratio is undefined on {int((below_R <= 0).sum())} of {resamples} resamples; take more units")
+    return percentiles(above_R[below_R > 0] / below_R[below_R > 0], level)
+
+
+def mean_interval(value_N: Sequence[float] | NDArray[np.float64], unit_N: Sequence[str]) -> Interval:
+    """Interval of the mean over rows."""
+    return ratio_interval(value_N, np.ones(len(value_N)), unit_N)
+
+
+def percentiles(value_R: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """The middle `level` of resampled values."""
+    low, high = np.quantile(value_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))

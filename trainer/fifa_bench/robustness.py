@@ -1,0 +1,245 @@
+"""What handling costs a detector: JPEG, H.264, scaling, noise and blur on the same faces, as differences from the untouched crops.
+
+Perturbations are pure functions of one (H, W, 3) uint8 RGB crop: the same pixels give the same pixels, whatever was done before, and no pixel
+moves, so masks stay where they were. They act on the crop, not on the frame it was cut from: our choice, since faces come as crops.
+
+The sweep knows no engine. It takes what scores a batch of crops, and optionally what marks the forged pixels of one.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from trainer.faces import Face, ImageHWC, fit
+from trainer.fifa_bench.detection import auc
+from trainer.fifa_bench.intervals import drawn_units, percentiles
+from trainer.fifa_bench.masks import mask_iou
+
+CropsBHWC = NDArray[np.uint8]
+MaskHW = NDArray[np.bool_]
+ScoreFaces = Callable[[CropsBHWC], NDArray[np.float64]]
+"""(B, H, W, 3) uint8 RGB crops to (B,) scores; 1 is fake."""
+LocateFakes = Callable[[CropsBHWC], Sequence[MaskHW]]
+"""The same crops to one mask each, of the references' size."""
+
+CLIP_FRAMES = 9
+"""Of the clip a crop is encoded in: long enough for predicted frames on both sides of the middle one."""
+PAN_PX = 1
+"""How far the picture moves from frame to frame. A clip that stands still costs the codec nothing: its middle frame would be a mere still."""
+FRAMES_PER_S = 25
+X264 = {"preset": "medium", "x264-params": "cpu-independent=1"}
+"""Without the second, x264's choice of bits (its macroblock tree) differs from run to run even on one thread."""
+
+
+# --- Perturbations ----------------------------------------------------------------------------------------------------------------------------
+
+
+def jpeg(image_HWC: ImageHWC, quality: int) -> ImageHWC:
+    """JPEG at a libjpeg quality, chroma halved (4:2:0). A crop that was stored as JPEG keeps its blocks: a mild quality then changes little."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    _, encoded = cv2.imencode(".jpg", image_HWC[..., ::-1], options)
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))[..., ::-1])
+
+
+def h264(image_HWC: ImageHWC, crf: int) -> ImageHWC:
+    """The middle frame of a slow pan over the crop, encoded by x264 (preset medium, 4:2:0) at a constant rate factor and decoded.
+
+    Raises ModuleNotFoundError without PyAV.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ModuleNotFoundError("H.264 needs PyAV, which is not installed; pip install 'fifa-stream[video]'") from None
+    height, width = image_HWC.shape[:2]
+    reach = CLIP_FRAMES // 2 * PAN_PX
+    padded = np.pad(image_HWC, ((0, height % 2), (reach, reach + width % 2), (0, 0)), "edge")  # 4:2:0 needs even sides
+    encoder = av.VideoCodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    encoder.framerate, encoder.thread_count, encoder.options = Fraction(FRAMES_PER_S), 1, {"crf": str(crf), **X264}
+    decoder = av.VideoCodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    packets = []
+    for number in range(CLIP_FRAMES):
+        shifted = np.ascontiguousarray(padded[:, number * PAN_PX : number * PAN_PX + encoder.width])
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(shifted, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    frames = [frame for packet in (*packets, *encoder.encode(None)) for frame in decoder.decode(packet)] + decoder.decode(None)
+    decoded_HWC = cv2.cvtColor(frames[CLIP_FRAMES // 2].to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+    return np.ascontiguousarray(decoded_HWC[:height, :width])
+
+
+def rescaled(image_HWC: ImageHWC, divisor: int) -> ImageHWC:
+    """Shrunk by area, and enlarged again linearly."""
+    height, width = image_HWC.shape[:2]
+    small = cv2.resize(image_HWC, (max(1, width // divisor), max(1, height // divisor)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def noisy(image_HWC: ImageHWC, sigma: float) -> ImageHWC:
+    """Gaussian noise of `sigma` grey levels, each channel on its own, drawn from the pixels themselves."""
+    rng = np.random.default_rng(zlib.crc32(image_HWC.tobytes()))
+    noise_HWC = rng.normal(0.0, sigma, image_HWC.shape)
+    return np.clip(np.rint(image_HWC + noise_HWC), 0, 255).astype(np.uint8)
+
+
+def blurred(image_HWC: ImageHWC, sigma: float) -> ImageHWC:
+    """Gaussian blur of `sigma` pixels."""
+    return cv2.GaussianBlur(image_HWC, (0, 0), sigma)
+
+
+PERTURBATIONS: Mapping[str, Callable[[ImageHWC], ImageHWC]] = {
+    **{f"jpeg_q{quality}": partial(jpeg, quality=quality) for quality in (90, 70, 50, 40, 30)},
+    **{f"h264_crf{crf}": partial(h264, crf=crf) for crf in (23, 40)},
+    **{f"resize_1/{divisor}": partial(rescaled, divisor=divisor) for divisor in (2, 4)},
+    **{f"noise_{sigma}": partial(noisy, sigma=sigma) for sigma in (3, 8)},
+    "blur_2": partial(blurred, sigma=2.0),
+}
+"""By name, from mild to strong within a kind."""
+UNTOUCHED = "none"
+
+
+# --- The sweep --------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One perturbation on one group of faces; None where a figure has no value (a group of one class, too few units, no masks)."""
+
+    perturbation: str
+    group: str
+    faces: int
+    auc: float | None
+    delta_auc: float | None
+    """AUC less that of the untouched crops; bounds of its 95 % interval when the same units are drawn for both."""
+    delta_auc_low: float | None
+    delta_auc_high: float | None
+    false_alarms: float | None
+    """Share of reals called fake at the fixed threshold."""
+    delta_false_alarms: float | None
+    masks: int
+    """Faces with a reference mask."""
+    mask_iou: float | None
+    """Mean over them; no mask counts 0."""
+    delta_mask_iou: float | None
+
+
+def sweep(
+    score: ScoreFaces,
+    faces: Sequence[Face],
+    *,
+    size: int,
+    fake_at: float,
+    groups: Mapping[str, Callable[[Face], bool]],
+    perturbations: Mapping[str, Callable[[ImageHWC], ImageHWC]] = PERTURBATIONS,
+    locate: LocateFakes | None = None,
+    reference: Callable[[Face], MaskHW | None] = lambda face: None,
+    batch: int = 16,
+    resamples: int = 500,
+    seed: int = 0,
+) -> list[Row]:
+    """Measure every group untouched and under each perturbation, group by group, in order; groups without a face are left out.
+
+    Crops are resized to `size` x `size` before they are perturbed. `fake_at` is the threshold of the operating point, the same for all. With
+    `locate`, faces whose `reference` marks a pixel are localised too.
+    """
+    changes: dict[str, Callable[[ImageHWC], ImageHWC]] = {UNTOUCHED: np.copy, **perturbations}
+    score_PN, iou_PN = np.zeros((len(changes), len(faces))), np.full((len(changes), len(faces)), np.nan)
+    for start in track(range(0, len(faces), batch), description="robustness"):
+        part = faces[start : start + batch]
+        crops = [np.ascontiguousarray(fit(face.image(), size)) for face in part]
+        masks = {row: mask for row, face in enumerate(part) if locate and (mask := reference(face)) is not None and mask.any()}
+        for number, change in enumerate(changes.values()):
+            changed_BHWC = np.stack([change(crop) for crop in crops])
+            score_PN[number, start : start + len(part)] = score(changed_BHWC)
+            found = locate(changed_BHWC[list(masks)]) if locate and masks else []
+            for (row, mask_HW), found_HW in zip(masks.items(), found, strict=True):
+                iou_PN[number, start + row] = mask_iou(found_HW, mask_HW)
+    rows = []
+    for name, keep in groups.items():
+        chosen = [number for number, face in enumerate(faces) if keep(face)]
+        if chosen:
+            group = _Group(name, [faces[number] for number in chosen], score_PN[0, chosen], iou_PN[0, chosen], fake_at, resamples, seed)
+            rows += [group.row(change, score_PN[number, chosen], iou_PN[number, chosen]) for number, change in enumerate(changes)]
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The untouched faces of a group, against which a perturbation is measured."""
+
+    name: str
+    faces: Sequence[Face]
+    score_N: NDArray[np.float64]
+    iou_N: NDArray[np.float64]
+    """NaN without a reference."""
+    fake_at: float
+    resamples: int
+    seed: int
+
+    def row(self, perturbation: str, score_N: NDArray[np.float64], iou_N: NDArray[np.float64]) -> Row:
+        auc, auc_before = self._auc(score_N), self._auc(self.score_N)
+        alarms, alarms_before = self._false_alarms(score_N), self._false_alarms(self.score_N)
+        iou, iou_before = _mean(iou_N[~np.isnan(iou_N)]), _mean(self.iou_N[~np.isnan(self.iou_N)])
+        low, high = self._interval(score_N)
+        return Row(
+            perturbation, self.name, len(self.faces), auc, _less(auc, auc_before), low, high,
+            alarms, _less(alarms, alarms_before), int((~np.isnan(iou_N)).sum()), iou, _less(iou, iou_before),
+        )  # fmt: skip
+
+    @property
+    def _is_fake_N(self) -> NDArray[np.bool_]:
+        return np.array([face.is_fake for face in self.faces], bool)
+
+    def _auc(self, score_N: NDArray[np.float64]) -> float | None:
+        return auc(self._is_fake_N, score_N) if len(set(self._is_fake_N)) == 2 else None
+
+    def _false_alarms(self, score_N: NDArray[np.float64]) -> float | None:
+        return _mean(score_N[~self._is_fake_N] >= self.fake_at)
+
+    def _interval(self, score_N: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+        units = [f"{face.dataset}/{face.unit}" for face in self.faces]
+        unit_N, count_RU = drawn_units(units, resamples=self.resamples, seed=self.seed)
+        fakes_U, reals_U = (np.bincount(unit_N, weights=chosen_N) for chosen_N in (self._is_fake_N, ~self._is_fake_N))
+        pairs_R = (count_RU @ fakes_U) * (count_RU @ reals_U)
+        if (pairs_R > 0).mean() < 0.5:  # one class only, or too few units to draw both
+            return None, None
+        gain_UU = _won_UU(self._is_fake_N, score_N, unit_N) - _won_UU(self._is_fake_N, self.score_N, unit_N)
+        gain_R = ((count_RU @ gain_UU) * count_RU).sum(1)
+        return percentiles(gain_R[pairs_R > 0] / pairs_R[pairs_R > 0])
+
+
+def _won_UU(is_fake_N: NDArray[np.bool_], score_N: NDArray[np.float64], unit_N: NDArray[np.intp]) -> NDArray[np.float64]:
+    """How many pairs of a fake of one unit (row) and a real of another (column) the fake wins, a tie being half a win: their share is the AUC."""
+    units = unit_N.max() + 1
+    won_UU = np.zeros((units, units))
+    real_score_M, real_unit_M = score_N[~is_fake_N], unit_N[~is_fake_N]
+    for score, unit in zip(score_N[is_fake_N], unit_N[is_fake_N], strict=True):
+        wins_M = (real_score_M < score) + 0.5 * (real_score_M == score)
+        won_UU[unit] += np.bincount(real_unit_M, weights=wins_M, minlength=units)
+    return won_UU
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _less(value: float | None, before: float | None) -> float | None:
+    return None if value is None or before is None else value - before
+
+
+def as_tables(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figures by group, perturbation and column, for the reports."""
+    tables: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in rows:
+        figures = {name: value for name, value in asdict(row).items() if name not in ("perturbation", "group")}
+        tables.setdefault(row.group, {})[row.perturbation] = figures
+    return tables
