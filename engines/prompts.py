@@ -30,6 +30,21 @@ PROMPTS: dict[Task, str] = {
 LOC_ANSWER = "The manipulated area is here. [SEG]"
 LOC_CLEAN_ANSWER = "No area of this face is manipulated."
 
+TaskKind = Literal["det", "cls", "loc", "toe", "age"]
+Level = Literal["image", "region", "box"]
+"""Of what is asked: the whole face, a region of FICT, or a box."""
+
+DET_PROMPT = "Is this face real or manipulated?"
+CLS_PROMPT = "What kind of manipulation is this?"
+_AREA_PROMPTS: dict[Task, str] = {
+    "age": "Explain what is manipulated {where} and show where.",
+    "toe": "Explain what is manipulated {where}.",
+    "loc": "Show the manipulated area {where}.",
+}
+_AREA_LOC_ANSWER, _AREA_LOC_CLEAN_ANSWER = "The manipulated area {where} is here. [SEG]", "No area {where} is manipulated."
+_TYPE_WORDS = {"swap": "identity swap or expression swap"}
+"""`swap` stands where identity and expression swap are not told apart; every other type is its own id in words."""
+
 _PHRASE_PATTERN = re.compile(r" ?<p> (.+?) </p> \[SEG\]")
 _BARE_SEG_PATTERN = re.compile(r" ?\[SEG\]")
 
@@ -56,6 +71,41 @@ def parse_markup(markup: str) -> tuple[str, tuple[Span, ...]]:
     if any(token in text for token in (PHRASE, PHRASE_END)):
         raise ValueError(f"markup does not close: {markup[:120]!r}; every <p> needs its </p> [SEG]")
     return text, tuple(spans)
+
+
+def question(task: TaskKind, level: Level = "image", phrase: str | None = None) -> str:
+    """What is asked in one of the eleven tasks; `phrase` names the region of a region query in FICT's words, `<bbox>` stands for the box feature.
+
+    Raises ValueError for a task that is none of the eleven and for a phrase without a region query.
+    """
+    if (level == "region") != (phrase is not None):
+        raise ValueError(f"level {level} with the phrase {phrase!r}: region queries name a region, all others name none")
+    if task == "det" or task == "cls":
+        if level != "image":
+            raise ValueError(f"{task} at level {level} is none of the eleven tasks; det and cls are asked of the image")
+        return DET_PROMPT if task == "det" else CLS_PROMPT
+    return PROMPTS[task] if level == "image" else _AREA_PROMPTS[task].format(where=_where(phrase, BBOX))
+
+
+def det_answer(is_fake: bool) -> str:
+    """What a perfect system answers to `det`."""
+    return f"{'fake' if is_fake else 'real'} {DET}"
+
+
+def cls_answer(forgery_type: str) -> str:
+    """What a perfect system answers to `cls`: the forgery type in words."""
+    return f"{_TYPE_WORDS.get(forgery_type, forgery_type.replace('_', ' '))} {CLS}"
+
+
+def loc_answer(tampered: bool, level: Level = "image", phrase: str | None = None) -> str:
+    """What a perfect system answers to `loc`: one [SEG] where something of the asked area is manipulated, none where it is clean."""
+    if level == "image":
+        return LOC_ANSWER if tampered else LOC_CLEAN_ANSWER
+    return (_AREA_LOC_ANSWER if tampered else _AREA_LOC_CLEAN_ANSWER).format(where=_where(phrase, "this box"))
+
+
+def _where(phrase: str | None, box: str) -> str:
+    return f"in {box}" if phrase is None else f"on the {phrase}"
 
 
 class Vocabulary:

@@ -7,7 +7,30 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from engines import fict
-from engines.prompts import BOS, EOS, PHRASE, PHRASE_END, SEG, SEP, SPECIAL_TOKENS, MarkupAutomaton, PhraseTrie, Vocabulary, parse_markup
+from engines.prompts import (
+    BBOX,
+    BOS,
+    CLS,
+    DET,
+    EOS,
+    PHRASE,
+    PHRASE_END,
+    PROMPTS,
+    SEG,
+    SEP,
+    SPECIAL_TOKENS,
+    Level,
+    MarkupAutomaton,
+    PhraseTrie,
+    Task,
+    TaskKind,
+    Vocabulary,
+    cls_answer,
+    det_answer,
+    loc_answer,
+    parse_markup,
+    question,
+)
 
 PHRASES = sorted(fict.by_phrase())
 words = st.text("abcdefgh \u00e9\u00df\u20ac\U0001d11e,;", min_size=1, max_size=20).map(str.strip).filter(bool)
@@ -133,3 +156,49 @@ def test_no_word_may_look_like_markup(vocabulary: Vocabulary, trie: PhraseTrie, 
     logits_V[vocabulary.tokenizer.token_to_id(letter)] = 9.0
     token = MarkupAutomaton(vocabulary, trie, 60).allow(logits_V)
     assert letter not in vocabulary.tokenizer.decode([token])
+
+
+TEXT_TASKS: tuple[Task, ...] = ("age", "toe", "loc")
+
+
+def test_the_image_is_asked_as_the_shipped_engine_was_taught() -> None:
+    assert {task: question(task) for task in TEXT_TASKS} == PROMPTS == {
+        "age": "Explain what is manipulated on this face and show where.",
+        "toe": "Explain what is manipulated on this face.",
+        "loc": "Show the manipulated area.",
+    }  # fmt: skip
+    assert loc_answer(True) == "The manipulated area is here. [SEG]" and loc_answer(False) == "No area of this face is manipulated."
+
+
+@given(st.sampled_from(TEXT_TASKS), st.sampled_from(PHRASES))
+def test_a_region_is_asked_by_its_words_and_a_box_by_its_token(task: Task, phrase: str) -> None:
+    region, box = question(task, "region", phrase), question(task, "box")
+    assert f"on the {phrase}" in region and BBOX not in region
+    assert box.count(BBOX) == 1 and not any(name in box for name in PHRASES)
+
+
+def test_no_two_questions_are_alike() -> None:
+    asked = [question("det"), question("cls"), *(question(task, level) for task in TEXT_TASKS for level in ("image", "box"))]  # type: ignore[arg-type]
+    asked += [question(task, "region", phrase) for task in TEXT_TASKS for phrase in PHRASES]
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("task", "level", "phrase"), [("det", "region", "nose"), ("cls", "box", None), ("age", "region", None), ("loc", "box", "nose")]
+)
+def test_what_is_no_task_is_not_asked(task: TaskKind, level: Level, phrase: str | None) -> None:
+    with pytest.raises(ValueError, match=r"none of the eleven|region queries name a region"):
+        question(task, level, phrase)
+
+
+@pytest.mark.parametrize(("level", "phrase"), [("image", None), ("region", "left upper eyelid"), ("box", None)])
+def test_a_tampered_area_is_pointed_at_once_and_a_clean_one_never(level: Level, phrase: str | None) -> None:
+    assert loc_answer(True, level, phrase).count(SEG) == 1
+    assert SEG not in loc_answer(False, level, phrase)
+    assert not any(BBOX in loc_answer(tampered, level, phrase) for tampered in (True, False))  # the automaton lets no answer say it
+
+
+def test_scores_and_types_are_answered_in_words_before_their_token() -> None:
+    assert [det_answer(True), det_answer(False)] == [f"fake {DET}", f"real {DET}"]
+    assert cls_answer("attribute_manipulation") == f"attribute manipulation {CLS}"
+    assert cls_answer("swap") == f"identity swap or expression swap {CLS}"

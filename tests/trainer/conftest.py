@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from engines import fict
+from engines.contracts import Mask
+from trainer.annotator.regions import Regions
 from trainer.faces import Face
 
 SIDE = 64
@@ -50,3 +55,58 @@ def faces(make_face: Callable[..., Face]) -> list[Face]:
     train = [make_face(number, dataset=dataset) for dataset in ("dfdc", "stargan", "ffhq_stylegan2", "london") for number in range(3)]
     train += [make_face(number, dataset=dataset, fake=True) for dataset in ("dfdc", "stargan", "ffhq_stylegan2", "sd21_faces") for number in range(3)]
     return train + [make_face(10 + number, dataset="ffhq_stylegan2", part="select", fake=number % 2 == 0) for number in range(4)]
+
+
+class GridAnnotator:
+    """Stands in for FiFa-Annotator where only its answers matter: FICT is a grid of 16 x 28 px atoms, and one sentence tells one concept."""
+
+    def __init__(self, *, believes: bool = True) -> None:
+        self.believes = believes
+        """False: an annotator that sees no artifact anywhere."""
+
+    def regions(self, face_HWC: np.ndarray) -> Regions:
+        atom_HW = np.repeat(np.repeat(np.arange(112, dtype=np.int16).reshape(8, 14), 28, 0), 16, 1)
+        return Regions(atom_HW, np.full((224, 224), -1, np.int8), np.ones((224, 224), bool))
+
+    def area(
+        self, real_HWC: np.ndarray | None, fake_HWC: np.ndarray, mask_HW: np.ndarray, found: Regions, *, query: str | None, area_HW: np.ndarray
+    ) -> SimpleNamespace:
+        inside = mask_HW & area_HW
+        if not self.believes or inside.sum() < 0.01 * area_HW.sum():
+            return SimpleNamespace(concepts=(), tampered=False, texts=SimpleNamespace(markup="All is well there.", held_out="Untouched."))
+        concept = query or fict.cells(112)[int(np.bincount(found.atom_HW[inside], minlength=112).argmax())]
+        named = SimpleNamespace(concept=concept, mask_HW=inside & found.mask(concept))
+        phrase = fict.concepts()[concept].phrase
+        texts = SimpleNamespace(markup=f"The <p> {phrase} </p> [SEG] is soft.", held_out=f"Softness: <p> {phrase} </p> [SEG].")
+        return SimpleNamespace(concepts=(named,), tampered=True, texts=texts)
+
+
+@pytest.fixture(scope="session")
+def grid_annotator() -> Callable[..., GridAnnotator]:
+    """Build a `GridAnnotator`."""
+    return GridAnnotator
+
+
+@pytest.fixture(scope="session")
+def annotation_row() -> Callable[..., dict[str, Any]]:
+    """Build the annotation row of a face: a fake's mask covers the upper left quarter of the crop, its text names the forehead there."""
+
+    def build(face: Face, **changed: object) -> dict[str, Any]:
+        mask_HW = np.zeros((224, 224), bool)
+        mask_HW[:112, :112] = face.is_fake
+        named_HW = np.zeros((224, 224), bool)
+        named_HW[:28, :96] = True
+
+        def rle(mask: np.ndarray) -> dict[str, Any]:
+            return {"size": [224, 224], "counts": Mask.encode(mask).counts}
+
+        row = {
+            "dataset": face.dataset, "name": face.name, "part": face.part, "is_fake": face.is_fake, "forgery_type": face.forgery_type,
+            "quality": "good", "refused": None, "mask": rle(mask_HW), "facts": {},
+            "concepts": [{"concept": "forehead_main", "mask": rle(named_HW)}] if face.is_fake else [],
+            "markup": "The <p> main forehead </p> [SEG] is too smooth." if face.is_fake else "This face is real.",
+            "held_out": "Smoothness marks the <p> main forehead </p> [SEG]." if face.is_fake else "Nothing here departs from a photograph.",
+        }  # fmt: skip
+        return row | changed
+
+    return build
