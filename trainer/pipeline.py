@@ -1,11 +1,11 @@
-"""Checkpoint to bundle, bundle to tables: the steps of `fifa-train export` and `fifa-train evaluate`, in order."""
+"""Checkpoint to bundle, and bundle against checkpoint: the steps of `fifa-train export`, in order."""
 
 import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -13,20 +13,11 @@ from engines.analyzer import Analyzer
 from engines.contracts import Manifest, PartName
 from engines.export import Precision, round_module
 from engines.runtime import Bundle, Engine, bundled_engine, open_bundle
-from trainer.annotator.annotate import load_annotations
 from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
+from trainer.calibrate import calibrate, of_part, score_faces
 from trainer.checkpoint import load_model
-from trainer.evaluate import (
-    calibrate,
-    detection_table,
-    explanation_table,
-    localisation_table,
-    of_part,
-    parity_table,
-    score_faces,
-    type_table,
-)
-from trainer.faces import Face, Part
+from trainer.faces import Face
+from trainer.parity import parity_table
 from trainer.parts import torch_engines
 from trainer.pretrained import centerface
 
@@ -60,31 +51,11 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
     return seal(out, draft)
 
 
-def evaluate_bundle(
-    faces: Sequence[Face],
-    engine: Path | None,
-    *,
-    part: str,
-    annotations: Path | None,
-    checkpoint: Path | None,
-    threads: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the tables and the explanation samples. Raises ValueError for an unknown part."""
-    if part not in get_args(Part) or part == "train":
-        raise ValueError(f"--part {part!r} is not a dev part; choose select, calibrate or report")
-    chosen = of_part(faces, cast(Part, part))
-    bundle = open_bundle(engine or bundled_engine(), threads=threads)
-    analyzer = Analyzer(bundle)
-    scored = score_faces(analyzer, chosen)
-    rows = {(row["dataset"], row["name"]): row for row in load_annotations(annotations / "dev.jsonl")} if annotations is not None else {}
-    tables: dict[str, Any] = {"Detection": detection_table(scored, analyzer.operating_point), "Forgery type": type_table(scored)}
-    tables["Localisation"] = localisation_table(analyzer, chosen, rows)
-    samples: list[dict[str, Any]] = []
-    if rows:
-        tables["Explanations"], samples = explanation_table(analyzer, chosen, rows)
-    if checkpoint is not None:
-        tables["Parity with torch"], tables["Price of fp16 storage"] = _parity(bundle, analyzer, checkpoint, chosen)
-    return tables, samples
+def parity_tables(engine: Path, checkpoint: Path, faces: Sequence[Face], *, threads: int) -> dict[str, dict[str, dict[str, float]]]:
+    """A bundle against its checkpoint: as stored, and what the storing cost."""
+    bundle = open_bundle(engine, threads=threads)
+    as_stored, price = _parity(bundle, Analyzer(bundle), checkpoint, faces)
+    return {"parity": {"against torch, as stored": as_stored, "against torch, fp32": price}}
 
 
 def _parity(bundle: Bundle, analyzer: Analyzer, checkpoint: Path, faces: Sequence[Face]) -> tuple[dict[str, float], dict[str, float]]:

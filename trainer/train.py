@@ -30,6 +30,7 @@ from trainer.data import PairedBatch, PairedBatches
 from trainer.faces import Face, fit
 from trainer.language_data import AnnotatedFace, LanguageBatches, encode_views
 from trainer.model import FaceEncoder, FiFaMLLM
+from trainer.warm_start import load_bundle_weights
 
 
 def load_backbone(encoder: FaceEncoder, folder: Path, config: ModelConfig) -> None:
@@ -116,11 +117,16 @@ def evaluate_selection(model: FiFaMLLM, groups: dict[str, list[Face]]) -> dict[s
     }
 
 
-def train_vision(config: TrainConfig, faces: list[Face], backbone: Path | None, run: Path) -> None:
-    """Stage 1. Blocks until done; leaves `run/vision/` with the averaged model."""
+def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone: Path | None = None, bundle: Path | None = None) -> None:
+    """Stage 1. Blocks until done; leaves `run/vision/` with the averaged model.
+
+    Begins with a pretrained `backbone` (Hugging Face folder), with all weights of a sealed `bundle`, or at random.
+    """
     torch.manual_seed(config.vision.seed)
     model = FiFaMLLM(config.model)
-    if backbone is not None:
+    if bundle is not None:
+        load_bundle_weights(model, bundle)
+    elif backbone is not None:
         load_backbone(model.encoder, backbone, config.model)
     vision, grid = config.vision, config.model.grid
     optimizer = torch.optim.AdamW(vision_groups(model, config), betas=(0.9, 0.999))
@@ -181,6 +187,16 @@ def with_ema_encoder(model: FiFaMLLM, ema: Ema) -> Iterator[FiFaMLLM]:
     with torch.no_grad():
         for name, parameter in model.encoder.named_parameters():
             parameter.copy_(current[name])
+
+
+def model_of_bundle(config: TrainConfig, bundle: Path) -> tuple[FiFaMLLM, TrainConfig]:
+    """A model with a bundle's weights, in place of a checkpoint of the vision stage."""
+    torch.manual_seed(config.language.seed)
+    model = FiFaMLLM(config.model)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    load_bundle_weights(model, bundle)
+    model.load_state_dict(fresh, strict=False)  # the language stage begins anew: its tokenizer is learned from the new texts
+    return model, config
 
 
 def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[AnnotatedFace], vocabulary: Vocabulary, run: Path) -> None:

@@ -20,10 +20,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | None:
 def test_help_names_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     assert not run(monkeypatch, *arguments)
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("annotate", "train", "evaluate", "export"))
+    assert all(command in shown for command in ("annotate", "audit", "instruct", "train", "evaluate", "export"))
 
 
-@pytest.mark.parametrize("command", ["annotate", "train", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["annotate", "audit", "evaluate", "export", "instruct", "probe", "train"])
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert not run(monkeypatch, command, "--help")
     assert "--data" in capsys.readouterr().out
@@ -34,10 +34,17 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     [
         pytest.param(("train", "--run", "r"), "--data", id="missing-option"),
         pytest.param(("train", "--data", "d", "--run", "r", "--steps", "many"), "--steps", id="not-a-number"),
-        pytest.param(("train", "--data", "d", "--run", "r", "--recipe", "large"), "choose from small, tiny", id="recipe"),
+        pytest.param(("train", "--data", "d", "--run", "r", "--recipe", "large"), "choose from small, small_continued, tiny", id="recipe"),
         pytest.param(("train", "--data", "d", "--run", "r", "--stage", "third"), "choose vision, language or all", id="stage"),
         pytest.param(("train", "--data", "d", "--run", "r"), "--annotations", id="no-annotations"),
         pytest.param(("evaluate", "--dota", "d"), "--dota", id="unknown-option"),
+        pytest.param(("evaluate", "--predictions", "p.jsonl"), "--bench", id="no-bench"),
+        pytest.param(("evaluate", "--engine", "e"), "--data", id="no-data"),
+        pytest.param(("instruct", "--data", "d", "--annotations", "a", "--out", "o", "--part", "test"), "choose from train, select", id="part"),
+        pytest.param(("annotate", "--data", "pairs:none", "--out", "o"), "none", id="no-such-set"),
+        pytest.param(("explain", "nowhere.png"), "nowhere.png is missing or no image", id="no-image"),
+        pytest.param(("manipulate", "f.png", "--out", "o", "--recipe", "face_swap"), "--donor", id="no-donor"),
+        pytest.param(("manipulate", "f.png", "--out", "o", "--recipe", "eye_warp", "--area", "2"), "choose one in (0, 1)", id="area"),
         pytest.param(("observe",), "observe", id="unknown-command"),
     ],
 )

@@ -60,12 +60,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_interrupted_vision_run_is_the_same_run(faces: list[Face], tmp_path: Path, kill_at: Any) -> None:
     config: TrainConfig = replace(tiny(), vision=replace(tiny().vision, pairs={"self_blend": 1, "stylegan2": 1}))
-    train_vision(config, faces, None, tmp_path / "straight")
+    train_vision(config, faces, tmp_path / "straight")
     kill_at(2)
     with pytest.raises(Killed):
-        train_vision(config, faces, None, tmp_path / "resumed")
+        train_vision(config, faces, tmp_path / "resumed")
     kill_at(None)
-    train_vision(config, faces, None, tmp_path / "resumed")
+    train_vision(config, faces, tmp_path / "resumed")
     straight, resumed = lines(tmp_path / "straight"), lines(tmp_path / "resumed")
     assert [line["step"] for line in straight] == [0, 1, 2, 3]
     assert [unclocked(line) for line in resumed] == [unclocked(line) for line in straight]
