@@ -11,9 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from engines.contracts import (
     FORGERY_TYPES,
@@ -25,8 +29,13 @@ from engines.contracts import (
     Label,
     Manifest,
     OperatingPoint,
+    PartSpec,
     PreprocessSpec,
+    TensorSpec,
 )
+from engines.face_detector import STRIDE
+from engines.prompts import SPECIAL_TOKENS, Vocabulary
+from engines.runtime import Bound, Bundle
 from fifa_stream.config import load
 from fifa_stream.consume import Partition, Rebalance
 from fifa_stream.produce import DeliveryError
@@ -296,13 +305,13 @@ def toy_operating_point() -> OperatingPoint:
 
 
 def toy_manifest() -> Manifest:
-    """A manifest without parts, for toys that answer without an engine."""
+    """A manifest for toys that answer without an engine: of its parts only the encoder, whose digest every verdict states."""
     return Manifest(
         name="toy",
         version="0",
         precision="fp32",
         backend="onnxruntime",
-        parts={},
+        parts={"encoder": PartSpec(file="encoder.onnx", sha256=hashlib.sha256(b"toy encoder").hexdigest(), size_bytes=0, inputs=(), outputs=())},
         files={},
         preprocess=PreprocessSpec(image_size=224, grid=16, mask_size=64, crop_scale=1.3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         decoder=DecoderSpec(num_layers=1, num_heads=1, head_dim=8, width=8, vocab_size=8, num_prefix_tokens=1, capacity=8, max_new_tokens=4),
@@ -317,6 +326,39 @@ def toy_manifest() -> Manifest:
         metrics={},
         digest=hashlib.sha256(b"toy").hexdigest(),
     )
+
+
+class ToyDetector:
+    """Answers like the bundle's face detector: one upright face in the middle half of every frame."""
+
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", dtype="float32", shape=("batch", 3, "height", "width")),)
+    outputs: tuple[TensorSpec, ...] = tuple(
+        TensorSpec(name=name, dtype="float32", shape=("batch", channels, "rows", "columns"))
+        for name, channels in (("heatmap", 1), ("scale", 2), ("offset", 2), ("landmarks", 10))
+    )
+    _LANDMARKS_YX = (0.35, 0.3, 0.35, 0.7, 0.55, 0.5, 0.75, 0.35, 0.75, 0.65)
+    """Right eye, left eye, nose tip, mouth corners as fractions of the box."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The network's grids, empty but for the middle cell."""
+        rows, columns = (side // STRIDE for side in feeds["image"].shape[2:])
+        grids = {spec.name: np.zeros((1, int(spec.shape[1]), rows, columns), np.float32) for spec in self.outputs}
+        middle = (0, slice(None), rows // 2, columns // 2)
+        grids["heatmap"][middle] = 0.9
+        grids["scale"][middle] = np.log([rows / 2, columns / 2])
+        grids["offset"][middle] = -0.5
+        grids["landmarks"][middle] = self._LANDMARKS_YX
+        return grids
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Bound:
+        """A detector has no state."""
+        raise NotImplementedError("the toy detector keeps no state; call run")
+
+
+def toy_bundle() -> Bundle:
+    """What `fifa_stream.infer.FramePipeline` needs beside a `ToyAnalyzer`: the manifest and a face detector."""
+    vocabulary = Vocabulary(Tokenizer(WordLevel({token: number for number, token in enumerate(SPECIAL_TOKENS)}, unk_token=SPECIAL_TOKENS[0])))
+    return Bundle(toy_manifest(), Path("toy"), {"face_detector": ToyDetector()}, vocabulary, np.zeros((vocabulary.size, 8), np.float32))
 
 
 class ToyAnalyzer:
@@ -341,9 +383,9 @@ class ToyAnalyzer:
             mask_HW = np.zeros((64, 64), np.float32)
             mask_HW[:32] = 0.9
             explanation = Explanation(
-                text="The skin is too bright.",
-                markup="<p> The skin </p> [SEG] is too bright.",
-                evidence=(Evidence("The skin", (0, 8), "skin", mask_HW, 0.8, {"brightness": float(crop_HWC.mean())}),),
+                text="The forehead is too bright.",
+                markup="The <p> forehead </p> [SEG] is too bright.",
+                evidence=(Evidence("forehead", (4, 12), "forehead", mask_HW, 0.8, {"brightness": float(crop_HWC.mean())}),),
             )
             logit = float(np.log(max(score, 1e-6) / max(1 - score, 1e-6)))
             analyses.append(
