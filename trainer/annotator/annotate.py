@@ -1,16 +1,15 @@
-"""FiFa-Annotator: real/fake pair -> artifact mask -> FICT concepts -> measured evidence -> explanation (arXiv:2510.20531, Sec. 2.2).
+"""FiFa-Annotator: a fake and its twin (or its exact mask, or neither) -> artifact mask -> FICT concepts -> measured evidence -> explanation.
 
-No language model: the text comes from `grammar`, every sentence bound to a measurement of `engines.measure` that departs from the twin (or, without
-one, from real faces) and is visible on the fake alone. One JSON line a face. Everything is done at 224 px on the crop. Deterministic in (seed,
-dataset, name).
+arXiv:2510.20531, Sec. 2.2, widened to four forgery families. No language model: the text comes from `grammar`, every sentence bound to a measurement
+of `engines.measure` that departs from the twin (or, without one, from real faces) and is visible on the fake alone. The same facts are worded a
+second time by `held_out_grammar`, which only evaluation may read. Everything is done at 224 px on the face crop, and nothing is drawn by chance.
 """
 
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,34 @@ from engines import fict
 from engines.contracts import Mask
 from engines.measure import dilate, measure_region
 from engines.prompts import parse_markup
-from trainer.annotator import grammar
-from trainer.annotator.artifact import SIZE, ArtifactMask, artifact_mask, iou, top_share_mask
+from trainer.annotator import grammar, held_out_grammar
+from trainer.annotator.artifact import SIZE, ArtifactMask, artifact_mask
 from trainer.annotator.concepts import MIN_CONCEPT_PX, select_arc, select_concepts
-from trainer.annotator.evidence import BELIEVED, ConceptEvidence, choose_kind, rle
-from trainer.annotator.mesh import PRESENCE_MIN, FaceMesh
-from trainer.annotator.reference_mask import frozen_mask
+from trainer.annotator.evidence import BELIEVED, ConceptEvidence, claim_for, rle, steady_for
+from trainer.annotator.mesh import PRESENCE_MIN, FaceMesh, Mesh
 from trainer.annotator.regions import Regions, regions
 from trainer.faces import Face, fit
+from trainer.image_index import exact_mask
 
 ImageHWC = NDArray[np.uint8]
 
 MIN_CONCEPTS, MAX_CONCEPTS = 2, 4
 """Sentences of an explanation: places without a believed measurement are named only to reach the lesser number."""
 REGION_DILATION_PX = 2
-AREA_DIFFUSE = 0.7
-BORDER_DIFFUSE = 4.5
+ALPHA_MASKED = 0.1
+"""A pixel belongs to an exact mask from this share of new content on."""
+CLEAN_SHARE, TAMPERED_SHARE = 0.01, 0.10
+"""An asked area is clean with less of it masked, tampered from `TAMPERED_SHARE` of it or of the whole mask on; in between it is not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """One set of facts in words, twice."""
+
+    markup: str
+    """In the training grammar, `<p> phrase </p> [SEG]` where a concept is named; empty where nothing is said."""
+    held_out: str
+    """The same facts in the grammar that only evaluation reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,17 @@ class Annotation:
     """(224, 224) artifact mask; empty for a real face."""
     concepts: tuple[ConceptEvidence, ...]
     """In the order of the sentences."""
-    markup: str
+    texts: Texts
     quality: str
-    """'good'; 'diffuse' where the mask covers most of the crop or the pair is noisy: use the text, doubt the mask; 'refused'."""
+    """'good'; 'diffuse': use the text, doubt the mask; 'refused'."""
     refused: str | None
-    """Why nothing is said: no_mesh, empty_mask, no_concept."""
+    """Why nothing is said: no_mesh, no_concept, or one of `artifact`'s reasons."""
     facts: dict[str, float]
+
+    @property
+    def markup(self) -> str:
+        """The explanation with its phrases marked."""
+        return self.texts.markup
 
     @property
     def text(self) -> str:
@@ -65,40 +81,63 @@ class Annotation:
         return parse_markup(self.markup)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class AreaAnnotation:
+    """What the annotator says of one asked area of a face."""
+
+    concepts: tuple[ConceptEvidence, ...]
+    """Within the area, in the order of the sentences; empty where it is clean."""
+    texts: Texts
+
+    @property
+    def tampered(self) -> bool:
+        """Whether an artifact was found in the area."""
+        return bool(self.concepts)
+
+
 class Annotator:
-    """Holds the mesh model; one a process."""
+    """Holds the mesh model; one a process. Images are (H, W, 3) uint8 RGB face crops of any size, resized to 224 px."""
 
     def __init__(self, *, max_concepts: int = MAX_CONCEPTS) -> None:
         self._mesh = FaceMesh()
         self.max_concepts = max_concepts
 
     def regions(self, face_HWC: ImageHWC) -> Regions | None:
-        """FICT on a (224, 224, 3) crop; None where no face mesh is found."""
-        mesh = self._mesh(np.ascontiguousarray(face_HWC))
-        return regions(mesh.landmarks_NM2[0], (SIZE, SIZE), SIZE) if mesh.presence >= PRESENCE_MIN else None
+        """FICT on a crop, at 224 px; None where no face mesh is found."""
+        face = fit(face_HWC, SIZE)
+        mesh = self._found_mesh(face)
+        return None if mesh is None else regions(mesh, face, SIZE)
 
-    def pair(self, real_HWC: ImageHWC, fake_HWC: ImageHWC, *, forgery_type: str, seed: int) -> Annotation:
-        """Annotate a fake by its aligned real twin; any sizes, resized to 224 px."""
+    def landmarks(self, face_HWC: ImageHWC) -> NDArray[np.float32] | None:
+        """(468, 2) float32 mesh points (x, y) in pixels at 224 px; None where no face mesh is found."""
+        mesh = self._found_mesh(fit(face_HWC, SIZE))
+        return None if mesh is None else mesh.landmarks_NM2[0]
+
+    def artifact(self, real_HWC: ImageHWC, fake_HWC: ImageHWC) -> ArtifactMask:
+        """Where a fake departs from its twin; the meshes of both, where found, help to register them."""
         real, fake = fit(real_HWC, SIZE), fit(fake_HWC, SIZE)
-        artifact = artifact_mask(real, fake)
-        facts = artifact.facts | {
-            "iou_top5": round(iou(artifact.mask_HW, top_share_mask(artifact.difference_HW)), 4),
-            "iou_frozen": round(iou(artifact.mask_HW, frozen_mask(real, fake)), 4),
-        }
-        return self._told(real, fake, ArtifactMask(artifact.mask_HW, artifact.difference_HW, facts), forgery_type=forgery_type, seed=seed)
+        of_real, of_fake = self.landmarks(real), self.landmarks(fake)
+        return artifact_mask(real, fake, landmarks=None if of_real is None or of_fake is None else (of_real, of_fake))
 
-    def exact(self, real_HWC: ImageHWC, fake_HWC: ImageHWC, alpha_HW: NDArray[np.float32], *, forgery_type: str, seed: int) -> Annotation:
-        """Annotate a manipulation whose alpha is known: the mask is `alpha > 0.1`; the adaptive mask's IoU with it goes into the facts."""
-        real, fake = fit(real_HWC, SIZE), fit(fake_HWC, SIZE)
-        mask = cv2.resize(alpha_HW, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > 0.1
-        estimate = artifact_mask(real, fake)
-        facts = {
-            "area": round(float(mask.mean()), 4), "iou_adaptive": round(iou(estimate.mask_HW, mask), 4),
-            "iou_top5": round(iou(top_share_mask(estimate.difference_HW), mask), 4), "iou_frozen": round(iou(frozen_mask(real, fake), mask), 4),
-        }  # fmt: skip
-        return self._told(real, fake, ArtifactMask(mask, estimate.difference_HW, facts), forgery_type=forgery_type, seed=seed)
+    def pair(self, real_HWC: ImageHWC, fake_HWC: ImageHWC, *, forgery_type: str) -> Annotation:
+        """Annotate a fake by its real twin."""
+        artifact = self.artifact(real_HWC, fake_HWC)
+        if artifact.refused is not None:
+            return _refused(forgery_type, artifact.refused, artifact.facts)
+        return self._told(fit(real_HWC, SIZE), fit(fake_HWC, SIZE), artifact, forgery_type=forgery_type)
 
-    def single(self, fake_HWC: ImageHWC, *, forgery_type: str, seed: int) -> Annotation:
+    def exact(self, real_HWC: ImageHWC | None, fake_HWC: ImageHWC, alpha_HW: NDArray[np.float32], *, forgery_type: str) -> Annotation:
+        """Annotate a manipulation whose (H, W) float32 alpha is known: the mask is `alpha > 0.1`, with a twin or without."""
+        fake = fit(fake_HWC, SIZE)
+        real = None if real_HWC is None else fit(real_HWC, SIZE)
+        mask = cv2.resize(alpha_HW, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > ALPHA_MASKED
+        if not mask.any():
+            return _refused(forgery_type, "empty_mask", {"area": 0.0})
+        change_HW = np.zeros((SIZE, SIZE), np.float32) if real is None else cv2.absdiff(real, fake).max(-1).astype(np.float32)
+        known = ArtifactMask(mask, change_HW, {"area": round(float(mask.mean()), 4)}, "good", None)
+        return self._told(real, fake, known, forgery_type=forgery_type)
+
+    def single(self, fake_HWC: ImageHWC, *, forgery_type: str) -> Annotation:
         """Annotate a fake without a twin (entire synthesis): the mask is the face oval, the concepts are the parts farthest from real faces."""
         fake = fit(fake_HWC, SIZE)
         found = self.regions(fake)
@@ -110,80 +149,118 @@ class Annotator:
                 continue
             region = found.mask(part) & (found.oval_HW if part not in ("hair", "ears", "neck") else True)
             if int(region.sum()) >= MIN_CONCEPT_PX:
-                measured = measure_region(fake, region)
-                kind, strength = choose_kind(measured, None, part)
-                evidence.append(ConceptEvidence(part, region, measured, kind, strength))
+                evidence.append(_measured(part, region, found, fake, None))
         evidence.sort(key=lambda item: -item.strength)
         chosen = tuple(evidence[: min(3, self.max_concepts)])
-        markup = _explain(forgery_type, chosen, seed)
-        return Annotation(forgery_type, found.oval_HW, chosen, markup, "good", None, {"area": round(float(found.oval_HW.mean()), 4)})
+        facts = {"area": round(float(found.oval_HW.mean()), 4)}
+        return Annotation(forgery_type, found.oval_HW, chosen, _explained(forgery_type, chosen), "good", None, facts)
 
-    def real(self, *, seed: int) -> Annotation:
-        """A clean answer."""
-        return Annotation(None, np.zeros((SIZE, SIZE), bool), (), grammar.clean(np.random.default_rng(seed)), "good", None, {})
+    def real(self, face_HWC: ImageHWC) -> Annotation:
+        """A clean answer, resting on what is measured over the face."""
+        face = fit(face_HWC, SIZE)
+        found = self.regions(face)
+        if found is None:
+            return _refused(None, "no_mesh", {})
+        steady = steady_for(face, found)
+        texts = Texts(grammar.clean(steady), held_out_grammar.clean(steady))
+        return Annotation(None, np.zeros((SIZE, SIZE), bool), (), texts, "good", None, {})
 
-    def _told(self, real: ImageHWC, fake: ImageHWC, artifact: ArtifactMask, *, forgery_type: str, seed: int) -> Annotation:
-        if not artifact.mask_HW.any():
-            return _refused(forgery_type, "empty_mask", artifact.facts)
+    def area(
+        self,
+        real_HWC: ImageHWC | None,
+        fake_HWC: ImageHWC,
+        mask_HW: NDArray[np.bool_],
+        found: Regions,
+        *,
+        query: str | None,
+        area_HW: NDArray[np.bool_],
+    ) -> AreaAnnotation:
+        """Answer for one asked area: a FICT concept (`query`) or a box (None); `area_HW` is its (224, 224) mask, `mask_HW` the artifact mask.
+
+        Less than 1 % of the area masked is a clean answer.
+        """
+        fake = fit(fake_HWC, SIZE)
+        real = None if real_HWC is None else fit(real_HWC, SIZE)
+        inside = mask_HW & area_HW
+        names = []
+        if int(inside.sum()) >= CLEAN_SHARE * int(area_HW.sum()):
+            names = select_concepts(found, inside, within=query) or ([query] if query is not None else [])
+        evidence = [self._evidence(name, found, real, fake, inside) for name in names]
+        chosen = self._worth_saying([item for item in evidence if item.mask_HW.any()])
+        if not chosen:
+            steady = steady_for(fake, found, area_HW, query)
+            return AreaAnnotation((), Texts(grammar.clean_area(query, steady), held_out_grammar.clean_area(query, steady)))
+        claims = [item.claim for item in chosen]
+        return AreaAnnotation(chosen, Texts(grammar.explain_area(claims, query), held_out_grammar.explain_area(claims, query)))
+
+    def _found_mesh(self, face_HWC: ImageHWC) -> Mesh | None:
+        mesh = self._mesh(np.ascontiguousarray(face_HWC))
+        return mesh if mesh.presence >= PRESENCE_MIN else None
+
+    def _told(self, real: ImageHWC | None, fake: ImageHWC, artifact: ArtifactMask, *, forgery_type: str) -> Annotation:
         found = self.regions(fake)
         if found is None:
             return _refused(forgery_type, "no_mesh", artifact.facts)
-        evidence = [self._evidence(name, found, real, fake, artifact) for name in select_concepts(found, artifact.mask_HW)]
-        believed = [item for item in evidence if item.strength >= BELIEVED]
-        unmeasured = [item for item in evidence if item.strength < BELIEVED]
-        evidence = (believed + unmeasured[: max(0, MIN_CONCEPTS - len(believed))])[: self.max_concepts]
+        evidence = [self._evidence(name, found, real, fake, artifact.mask_HW) for name in select_concepts(found, artifact.mask_HW)]
+        chosen = self._worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX])
         arc = select_arc(found, artifact)
         if arc is not None:
-            ring = self._evidence(arc, found, real, fake, artifact)
-            if ring.strength >= BELIEVED:
-                evidence = [*evidence[: self.max_concepts - 1], ring]
-        chosen = tuple(item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX)
+            ring = self._evidence(arc, found, real, fake, artifact.mask_HW)
+            if ring.strength >= BELIEVED and int(ring.mask_HW.sum()) >= MIN_CONCEPT_PX:
+                chosen = (*chosen[: self.max_concepts - 1], ring)
         if not chosen:
             return _refused(forgery_type, "no_concept", artifact.facts)
-        diffuse = float(artifact.mask_HW.mean()) > AREA_DIFFUSE or artifact.facts.get("registration_error", 0.0) > BORDER_DIFFUSE
-        markup = _explain(forgery_type, chosen, seed)
-        return Annotation(forgery_type, artifact.mask_HW, chosen, markup, "diffuse" if diffuse else "good", None, artifact.facts)
+        return Annotation(forgery_type, artifact.mask_HW, chosen, _explained(forgery_type, chosen), artifact.quality, None, artifact.facts)
 
-    def _evidence(self, concept: str, found: Regions, real: ImageHWC, fake: ImageHWC, artifact: ArtifactMask) -> ConceptEvidence:
-        region = artifact.mask_HW & dilate(found.mask(concept), REGION_DILATION_PX)
-        measured = measure_region(fake, region)
-        kind, strength = choose_kind(measured, measure_region(real, region), concept)
-        return ConceptEvidence(concept, region, measured, kind, strength)
+    def _worth_saying(self, evidence: Sequence[ConceptEvidence]) -> tuple[ConceptEvidence, ...]:
+        """What was measured comes first; places where nothing departs are named only to reach the least number of sentences."""
+        believed = [item for item in evidence if item.strength >= BELIEVED]
+        unmeasured = [item for item in evidence if item.strength < BELIEVED]
+        return tuple((believed + unmeasured[: max(0, MIN_CONCEPTS - len(believed))])[: self.max_concepts])
 
-
-def _explain(forgery_type: str, evidence: Sequence[ConceptEvidence], seed: int) -> str:
-    claims = [grammar.Claim(item.concept, item.kind, item.strength) for item in evidence]
-    return grammar.explain(np.random.default_rng(seed), forgery_type, claims)
+    def _evidence(self, concept: str, found: Regions, real: ImageHWC | None, fake: ImageHWC, mask_HW: NDArray[np.bool_]) -> ConceptEvidence:
+        return _measured(concept, mask_HW & dilate(found.mask(concept), REGION_DILATION_PX), found, fake, real)
 
 
-def _refused(forgery_type: str, reason: str, facts: dict[str, float]) -> Annotation:
-    return Annotation(forgery_type, np.zeros((SIZE, SIZE), bool), (), "", "refused", reason, facts)
+def _measured(concept: str, region_HW: NDArray[np.bool_], found: Regions, fake: ImageHWC, real: ImageHWC | None) -> ConceptEvidence:
+    measured = measure_region(fake, region_HW)
+    twin = None if real is None else measure_region(real, region_HW)
+    return ConceptEvidence(region_HW, measured, claim_for(concept, region_HW, found, measured, twin))
+
+
+def _explained(forgery_type: str, evidence: Sequence[ConceptEvidence]) -> Texts:
+    claims = [item.claim for item in evidence]
+    return Texts(grammar.explain(forgery_type, claims), held_out_grammar.explain(forgery_type, claims))
+
+
+def _refused(forgery_type: str | None, reason: str, facts: dict[str, float]) -> Annotation:
+    return Annotation(forgery_type, np.zeros((SIZE, SIZE), bool), (), Texts("", ""), "refused", reason, facts)
 
 
 @cache
-def _annotator() -> Annotator:
+def process_annotator() -> Annotator:
+    """The one annotator of this process, on one thread: what a pool's workers share."""
     cv2.setNumThreads(1)
     return Annotator()
-
-
-def annotate_pair(real_HWC: ImageHWC | None, fake_HWC: ImageHWC, *, forgery_type: str, seed: int) -> Annotation:
-    """Annotate one fake: by its aligned twin, or alone (entire synthesis) where there is none."""
-    if real_HWC is None:
-        return _annotator().single(fake_HWC, forgery_type=forgery_type, seed=seed)
-    return _annotator().pair(real_HWC, fake_HWC, forgery_type=forgery_type, seed=seed)
-
-
-def annotate_exact(real_HWC: ImageHWC, fake_HWC: ImageHWC, alpha_HW: NDArray[np.float32], *, forgery_type: str, seed: int) -> Annotation:
-    """Annotate one of our own manipulations, whose (H, W) float32 alpha is known."""
-    return _annotator().exact(real_HWC, fake_HWC, alpha_HW, forgery_type=forgery_type, seed=seed)
 
 
 # Many faces -> JSON lines.
 
 
-def face_seed(seed: int, dataset: str, name: str) -> int:
-    """One generator a face, whatever the order of work."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{dataset}/{name}".encode()).digest()[:8], "big")
+def annotate_face(face: Face, twin: Face | None) -> Annotation:
+    """Annotate whatever a set gives: a real face, a pair, an exact mask, or a fake alone. Raises ValueError for a fake without a type."""
+    annotator = process_annotator()
+    if not face.is_fake:
+        return annotator.real(face.image())
+    if face.forgery_type is None:
+        raise ValueError(f"fake {face.dataset}/{face.name} has no forgery type; set it where the index is read")
+    exact_HW = exact_mask(face)
+    if exact_HW is not None:
+        alpha_HW = exact_HW.astype(np.float32)
+        return annotator.exact(None if twin is None else twin.image(), face.image(), alpha_HW, forgery_type=face.forgery_type)
+    if twin is None:
+        return annotator.single(face.image(), forgery_type=face.forgery_type)
+    return annotator.pair(twin.image(), face.image(), forgery_type=face.forgery_type)
 
 
 def to_row(annotation: Annotation, *, dataset: str, name: str, part: str) -> dict[str, Any]:
@@ -191,11 +268,12 @@ def to_row(annotation: Annotation, *, dataset: str, name: str, part: str) -> dic
     return {
         "dataset": dataset, "name": name, "part": part, "is_fake": annotation.forgery_type is not None, "forgery_type": annotation.forgery_type,
         "quality": annotation.quality, "refused": annotation.refused, "mask": rle(Mask.encode(annotation.mask_HW)),
-        "concepts": [item.to_json() for item in annotation.concepts], "text": annotation.text, "markup": annotation.markup, "facts": annotation.facts,
+        "concepts": [item.to_json() for item in annotation.concepts], "text": annotation.text, "markup": annotation.markup,
+        "held_out": annotation.texts.held_out, "facts": annotation.facts,
     }  # fmt: skip
 
 
-def annotate_faces(faces: Sequence[Face], out: Path, workers: int = 1, *, twins: Sequence[Face] = (), seed: int = 0) -> None:
+def annotate_faces(faces: Sequence[Face], out: Path, workers: int = 1, *, twins: Sequence[Face] = ()) -> None:
     """Annotate faces into JSON lines at `out`; faces that stand there already are skipped, a torn last line is dropped.
 
     Real twins are looked up in `faces` and `twins` by (dataset, name).
@@ -204,9 +282,8 @@ def annotate_faces(faces: Sequence[Face], out: Path, workers: int = 1, *, twins:
     reals = {(face.dataset, face.name): face for face in (*twins, *faces) if not face.is_fake}
     jobs = [(face, reals.get((face.dataset, face.real_twin)) if face.real_twin else None) for face in faces if (face.dataset, face.name) not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = partial(_annotate_face, seed=seed)
     with out.open("a", encoding="utf-8") as sink:
-        for row in track(_mapped(work, jobs, workers), description="annotate", total=len(jobs), console=Console(stderr=True)):
+        for row in track(_rows(jobs, workers), description="annotate", total=len(jobs), console=Console(stderr=True)):
             sink.write(json.dumps(row, separators=(",", ":")) + "\n")
             sink.flush()
 
@@ -234,21 +311,14 @@ def _resumable(out: Path) -> list[dict[str, Any]]:
     return load_annotations(out)
 
 
-def _mapped(work: Any, jobs: Sequence[Any], workers: int) -> Iterator[dict[str, Any]]:
+def _rows(jobs: Sequence[tuple[Face, Face | None]], workers: int) -> Iterator[dict[str, Any]]:
     if workers <= 1:
-        yield from map(work, jobs)
+        yield from map(_row, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(work, jobs, chunksize=8)
+        yield from pool.imap(_row, jobs, chunksize=8)
 
 
-def _annotate_face(job: tuple[Face, Face | None], *, seed: int) -> dict[str, Any]:
+def _row(job: tuple[Face, Face | None]) -> dict[str, Any]:
     face, twin = job
-    own_seed = face_seed(seed, face.dataset, face.name)
-    if not face.is_fake:
-        annotation = _annotator().real(seed=own_seed)
-    elif face.forgery_type is None:
-        raise ValueError(f"fake {face.dataset}/{face.name} has no forgery type; set it where the index is read")
-    else:
-        annotation = annotate_pair(twin.image() if twin is not None else None, face.image(), forgery_type=face.forgery_type, seed=own_seed)
-    return to_row(annotation, dataset=face.dataset, name=face.name, part=face.part)
+    return to_row(annotate_face(face, twin), dataset=face.dataset, name=face.name, part=face.part)
