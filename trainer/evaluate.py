@@ -75,7 +75,7 @@ def score_file(bench: Path, predictions: Path, *, system: str = "ours", masks: P
     if system != "ours" and system not in ADAPTERS:
         raise ValueError(f"{system!r} is no system whose files are read; choose from ours, {', '.join(ADAPTERS)}")
     if (masks is not None) != (system in MASK_FOLDERS):
-        raise ValueError(f"{system} {'needs' if masks is None else 'has no'} folder of masks; {', '.join(MASK_FOLDERS)} do")
+        raise ValueError(f"{system} {'needs its' if masks is None else 'has no'} folder of masks; {', '.join(MASK_FOLDERS)} do")
     samples = [sample for _, of_face in read_shards(bench) for sample in of_face]
     if system == "ours":
         return score(samples, read_predictions(predictions), text=text)

@@ -61,8 +61,10 @@ class Annotation:
     """None for a real face."""
     mask_HW: NDArray[np.bool_]
     """(224, 224) artifact mask; empty for a real face."""
+    selected: tuple[str, ...]
+    """Every concept the rule names for the mask, most mask first; the text tells the measured ones of them."""
     concepts: tuple[ConceptEvidence, ...]
-    """In the order of the sentences."""
+    """What the text tells, in the order of the sentences."""
     texts: Texts
     quality: str
     """'good'; 'diffuse': use the text, doubt the mask; 'refused'."""
@@ -153,7 +155,8 @@ class Annotator:
         evidence.sort(key=lambda item: -item.strength)
         chosen = tuple(evidence[: min(3, self.max_concepts)])
         facts = {"area": round(float(found.oval_HW.mean()), 4)}
-        return Annotation(forgery_type, found.oval_HW, chosen, _explained(forgery_type, chosen), "good", None, facts)
+        named = tuple(item.concept for item in chosen)
+        return Annotation(forgery_type, found.oval_HW, named, chosen, _explained(forgery_type, chosen), "good", None, facts)
 
     def real(self, face_HWC: ImageHWC) -> Annotation:
         """A clean answer, resting on what is measured over the face."""
@@ -163,7 +166,7 @@ class Annotator:
             return _refused(None, "no_mesh", {})
         steady = steady_for(face, found)
         texts = Texts(grammar.clean(steady), held_out_grammar.clean(steady))
-        return Annotation(None, np.zeros((SIZE, SIZE), bool), (), texts, "good", None, {})
+        return Annotation(None, np.zeros((SIZE, SIZE), bool), (), (), texts, "good", None, {})
 
     def area(
         self,
@@ -201,7 +204,8 @@ class Annotator:
         found = self.regions(fake)
         if found is None:
             return _refused(forgery_type, "no_mesh", artifact.facts)
-        evidence = [self._evidence(name, found, real, fake, artifact.mask_HW) for name in select_concepts(found, artifact.mask_HW)]
+        selected = tuple(select_concepts(found, artifact.mask_HW))
+        evidence = [self._evidence(name, found, real, fake, artifact.mask_HW) for name in selected]
         chosen = self._worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX])
         arc = select_arc(found, artifact)
         if arc is not None:
@@ -210,7 +214,8 @@ class Annotator:
                 chosen = (*chosen[: self.max_concepts - 1], ring)
         if not chosen:
             return _refused(forgery_type, "no_concept", artifact.facts)
-        return Annotation(forgery_type, artifact.mask_HW, chosen, _explained(forgery_type, chosen), artifact.quality, None, artifact.facts)
+        texts = _explained(forgery_type, chosen)
+        return Annotation(forgery_type, artifact.mask_HW, selected, chosen, texts, artifact.quality, None, artifact.facts)
 
     def _worth_saying(self, evidence: Sequence[ConceptEvidence]) -> tuple[ConceptEvidence, ...]:
         """What was measured comes first; places where nothing departs are named only to reach the least number of sentences."""
@@ -234,7 +239,7 @@ def _explained(forgery_type: str, evidence: Sequence[ConceptEvidence]) -> Texts:
 
 
 def _refused(forgery_type: str | None, reason: str, facts: dict[str, float]) -> Annotation:
-    return Annotation(forgery_type, np.zeros((SIZE, SIZE), bool), (), Texts("", ""), "refused", reason, facts)
+    return Annotation(forgery_type, np.zeros((SIZE, SIZE), bool), (), (), Texts("", ""), "refused", reason, facts)
 
 
 @cache
@@ -268,7 +273,8 @@ def to_row(annotation: Annotation, *, dataset: str, name: str, part: str) -> dic
     return {
         "dataset": dataset, "name": name, "part": part, "is_fake": annotation.forgery_type is not None, "forgery_type": annotation.forgery_type,
         "quality": annotation.quality, "refused": annotation.refused, "mask": rle(Mask.encode(annotation.mask_HW)),
-        "concepts": [item.to_json() for item in annotation.concepts], "text": annotation.text, "markup": annotation.markup,
+        "selected": list(annotation.selected), "concepts": [item.to_json() for item in annotation.concepts],
+        "text": annotation.text, "markup": annotation.markup,
         "held_out": annotation.texts.held_out, "facts": annotation.facts,
     }  # fmt: skip
 

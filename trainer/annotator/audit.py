@@ -202,13 +202,15 @@ def _gamma(rng: np.random.Generator, image_HWC: ImageHWC) -> ImageHWC:
 
 DISTURBANCES: dict[str, Callable[[np.random.Generator, ImageHWC], ImageHWC]] = {
     "jpeg": _unseen_jpeg,
+    "jpeg_both": _unseen_jpeg,
     "jpeg_twice": lambda rng, image: _unseen_jpeg(rng, _unseen_jpeg(rng, image)),
     "webp": lambda rng, image: through_codec(image, ".webp", int(rng.integers(50, 96))),
     "resize": lambda rng, image: _unseen_jpeg(rng, _resized(rng, image)),
     "shift": lambda rng, image: _unseen_jpeg(rng, _shifted(rng, image)),
     "gamma": lambda rng, image: _unseen_jpeg(rng, _gamma(rng, image)),
 }
-"""What happens to a real face's twin that is no manipulation; all but WebP end in a JPEG of unseen quality."""
+"""What happens to a real face's twin that is no manipulation; all but WebP end in a JPEG of unseen quality. The first face is saved
+as data sets save theirs; in `jpeg_both` it too has a quality that the noise floor never saw."""
 
 
 def control_row(trial: Trial, seed: int) -> Row:
@@ -217,7 +219,7 @@ def control_row(trial: Trial, seed: int) -> Row:
     real = _crop(trial.face)
     kind = list(DISTURBANCES)[trial.number % len(DISTURBANCES)]
     other = DISTURBANCES[kind](rng, real)
-    real = through_codec(real, ".jpg", int(rng.integers(SAVED_QUALITY[0], SAVED_QUALITY[1] + 1)))
+    real = _unseen_jpeg(rng, real) if kind == "jpeg_both" else through_codec(real, ".jpg", int(rng.integers(SAVED_QUALITY[0], SAVED_QUALITY[1] + 1)))
     note = _annotator().pair(real, other, forgery_type="identity_swap")
     area = note.facts["area"]  # that of the mask, told also where the pair is refused after it was made
     return {

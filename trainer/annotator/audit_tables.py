@@ -121,7 +121,13 @@ def concept_table(rows: Sequence[Row]) -> Table:
         for name, own in (("annotated", annotated), ("all", rows))
     ]
     at_33 = {
-        f"{line['basis']}, {line['pairs']}, {measure}": line[measure] for line in lines if line["depth"] == 33 for measure in ("precision", "recall")
+        f"{basis}_at_33": {
+            f"{line['pairs']}, {measure}": line[measure]
+            for line in lines
+            if line["depth"] == 33 and line["basis"] == basis
+            for measure in ("precision", "recall")
+        }
+        for basis in BASES
     }
     errors = {name: sum(len(row[name]) for row in rows) for name in ("hallucinated", "wrong_side")}
     return {
@@ -131,7 +137,10 @@ def concept_table(rows: Sequence[Row]) -> Table:
         **errors,
         "examples": [f"{row['face']}, {row['recipe']}: {', '.join(row['hallucinated'])}" for row in rows if row["hallucinated"]][:EXAMPLES],
         "verdicts": {
-            "precision_and_recall_at_33": {"figures": at_33, "asked": f">= {CONCEPTS_ASKED}", "holds": _holds(at_33, CONCEPTS_ASKED)},
+            **{
+                name: {"figures": figures, "asked": f">= {CONCEPTS_ASKED}", "holds": _holds(figures, CONCEPTS_ASKED)}
+                for name, figures in at_33.items()
+            },
             "no_hallucinated_concept_and_no_side_error": {"figures": errors, "asked": "0", "holds": not any(errors.values())},
         },
     }

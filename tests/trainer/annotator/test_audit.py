@@ -107,7 +107,7 @@ def test_concepts_are_micro_averaged_and_refusals_are_misses() -> None:
     assert (annotated["n"], annotated["precision"], annotated["recall"]) == (1, pytest.approx(2 / 3, abs=1e-4), pytest.approx(2 / 3, abs=1e-4))
     assert (every["n"], every["precision"], every["recall"]) == (2, pytest.approx(2 / 3, abs=1e-4), 0.5)
     assert table["verdicts"]["no_hallucinated_concept_and_no_side_error"]["holds"]
-    assert not table["verdicts"]["precision_and_recall_at_33"]["holds"]
+    assert not table["verdicts"]["told_at_33"]["holds"]
     worse = concept_table([*rows, concept_row(["nose"], ["nose"], hallucinated=["nose"])])
     assert not worse["verdicts"]["no_hallucinated_concept_and_no_side_error"]["holds"]
     assert (worse["hallucinated"], worse["named"], worse["examples"]) == (1, 4, ["dfdc/a.jpg, copy: nose"])

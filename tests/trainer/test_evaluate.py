@@ -1,0 +1,82 @@
+"""A part of the dev sets becomes a bench, and whoever writes predictions for it is scored."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer import shards
+from trainer.evaluate import bench_faces, build_bench, score_file
+from trainer.faces import Face
+from trainer.fifa_bench import baselines
+from trainer.fifa_bench.predict import predict_to_file
+from trainer.shards import read_manifest
+
+
+@pytest.fixture
+def dev(make_face: Callable[..., Face]) -> list[Face]:
+    """Four pairs of *report*, one of *select*, one of train."""
+    parts = ["report"] * 4 + ["select", "train"]
+    return [make_face(number, dataset="dfdc", part=part, fake=fake) for number, part in enumerate(parts) for fake in (False, True)]
+
+
+@pytest.fixture
+def bench(
+    dev: list[Face],
+    annotation_row: Callable[..., dict[str, Any]],
+    grid_annotator: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Path:
+    """FiFa-Bench of *report*: every pair annotated but the last, whose fake was refused."""
+    monkeypatch.setattr(shards, "process_annotator", grid_annotator)
+    rows = [annotation_row(face) for face in dev if face.part != "train"]
+    rows = [row | {"quality": "refused", "refused": "empty_mask"} if row["name"] == "3f.png" else row for row in rows]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_bench(dev, tmp_path, "report", tmp_path / "bench")
+    return tmp_path / "bench"
+
+
+def test_a_bench_holds_its_part_alone_in_the_held_out_grammar(bench: Path) -> None:
+    assert read_manifest(bench).parts == {"report": 8}
+    answers = [sample.answer for _, samples in bench_faces(bench) for sample in samples if sample.task == "age" and sample.level == "image"]
+    assert len(answers) == 7 and not any("is too smooth" in answer for answer in answers)
+
+
+def test_a_refused_pair_is_still_asked_whether_it_is_fake_and_where_by_the_frozen_reference(bench: Path) -> None:
+    asked = {sample.task: sample for _, samples in bench_faces(bench) for sample in samples if sample.name == "3f.png"}
+    assert set(asked) == {"det", "cls", "loc"} and not asked["loc"].mask_known and asked["loc"].frozen is not None
+
+
+def test_originals_stand_in_for_the_second_jpeg(bench: Path, dev: list[Face]) -> None:
+    by_name = {face.name: face for face in dev}
+    for crop_HWC, samples in bench_faces(bench, dev):
+        np.testing.assert_array_equal(crop_HWC, by_name[samples[0].name].image())
+
+
+def test_a_file_of_perfect_answers_scores_best_and_a_silent_one_worst(bench: Path, tmp_path: Path) -> None:
+    predict_to_file(baselines.oracle, bench_faces(bench), tmp_path / "oracle.jsonl")
+    tables = score_file(bench, tmp_path / "oracle.jsonl", text=False)
+    assert tables["detection"]["dfdc"]["auc"] == 1.0 and tables["localisation"]["image"]["miou"] == 1.0
+    assert tables["grounding"]["region"]["miou"] == 1.0 and tables["text-mask alignment"]["image"]["hallucination"] == 0.0
+    silent = [json.dumps({"id": json.loads(line)["id"], "refused": "no"}) for line in (tmp_path / "oracle.jsonl").read_text().splitlines()]
+    (tmp_path / "silent.jsonl").write_text("\n".join(silent) + "\n")
+    refused = score_file(bench, tmp_path / "silent.jsonl", text=False)
+    assert refused["grounding"]["region"]["miou"] == 0.0 and refused["localisation"]["image"]["miou"] == 0.0
+    assert "detection" not in refused and refused["coverage"]["det/image"]["answered"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"system": "lisa"}, "choose from ours, glamm", id="unknown-system"),
+        pytest.param({"system": "sida"}, "needs its folder of masks", id="no-masks"),
+        pytest.param({"masks": Path("m")}, "has no folder of masks", id="masks-of-ours"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(bench: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        score_file(bench, tmp_path / "p.jsonl", **options)
