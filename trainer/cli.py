@@ -178,6 +178,26 @@ def instruct(
 
 
 @app.command()
+def rewrite(
+    annotations: Annotated[Path, typer.Argument(help="train.jsonl that `annotate` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the reworded rows.")],
+    url: Annotated[str, typer.Option(help="Base address of an OpenAI-compatible endpoint, such as https://host/v1.")],
+    model: Annotated[str, typer.Option(help="Name of the model there.")],
+    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the endpoint's key.")] = None,
+) -> None:
+    """Have a language model reword explanations; what names another place, side, kind or number is refused and keeps the grammar's words."""
+    from trainer.annotator.annotate import load_annotations
+    from trainer.annotator.rewrite import Rewriter, rewrite_rows
+
+    rewriter = Rewriter(url, model, api_key_env=key_env)
+    with out.open("w", encoding="utf-8") as sink:
+        for row in rewrite_rows(load_annotations(annotations), rewriter):
+            sink.write(json.dumps(row, separators=(",", ":")) + "\n")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in rewriter.refused.most_common()) or "none"
+    typer.echo(f"{out}: {rewriter.accepted} reworded; refused: {reasons}")
+
+
+@app.command()
 def train(
     data: DataOption,
     run: RunOption,
@@ -257,7 +277,7 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Score this file of another system on --bench instead of an engine.")] = None,
     system: Annotated[str, typer.Option(help="Whose file it is: ours (docs/fifa-bench.md), glamm, sida, fakeshield or ffaa.")] = "ours",
     masks: Annotated[Path | None, typer.Option(help="Folder of that system's masks (sida, fakeshield).")] = None,
-    robustness: Annotated[bool, typer.Option("--robustness", help="Add the sweep over codecs, sizes, noise and blur.")] = False,
+    robustness: Annotated[int, typer.Option(help="Faces drawn for the sweep over codecs, sizes, noise and blur; 0 leaves it out.")] = 0,
     text: Annotated[bool, typer.Option(help="Text metrics; they need Java.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md, report.html and predictions.jsonl.")] = None,
     seal: Annotated[bool, typer.Option("--seal", help="Write the figures into the bundle's manifest and model card.")] = False,
@@ -291,7 +311,7 @@ def evaluate(
 
 def _evaluate_engine(
     data: str, annotations: Path | None, engine: Path | None, model: Path | None, part: str, bench: Path | None, out: Path | None,
-    *, robustness: bool, text: bool, workers: int, threads: int,
+    *, robustness: int, text: bool, workers: int, threads: int,
 ) -> Any:  # fmt: skip
     from typing import cast, get_args
 
@@ -317,7 +337,7 @@ def _evaluate_engine(
     if model is not None:
         tables |= parity_tables(path, model, of_part(faces, cast(Part, part)), threads=threads)
     if robustness:
-        tables["robustness"] = robustness_table(analyzer, of_part(faces, cast(Part, part)))
+        tables["robustness"] = robustness_table(analyzer, of_part(faces, cast(Part, part)), count=robustness)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_jsonl(out / "predictions.jsonl", predicted)

@@ -30,7 +30,7 @@ from rich.progress import track
 from trainer.annotator.annotate import process_annotator
 from trainer.faces import Face, fit
 from trainer.instruct import Recipe, Subject, instruct, shuffled_labels
-from trainer.samples import SIDE, Sample
+from trainer.samples import SIDE, Rle, Sample
 
 FORMAT = "fifa-instruct/1"
 """Part of every shard's input digest: raise it when the same inputs come to give other samples."""
@@ -294,7 +294,19 @@ def read_shards(folder: Path) -> Iterator[tuple[NDArray[np.uint8], list[Sample]]
                 samples = _FACE_SAMPLES.validate_json(listed)
             except ValidationError as error:
                 raise ValueError(f"{path}: {key}.json: {error.errors(include_url=False)[0]['msg']}") from None
-            yield np.ascontiguousarray(decoded[..., ::-1]), samples
+            yield np.ascontiguousarray(decoded[..., ::-1]), _sharing_regions(samples)
+
+
+def _sharing_regions(samples: list[Sample]) -> list[Sample]:
+    """The samples of a face with one copy of its regions: a bench of thousands of faces then fits into memory."""
+    known: list[dict[str, Rle]] = []
+    shared = []
+    for sample in samples:
+        same = next((regions for regions in known if regions == sample.regions), None)
+        if same is None:
+            known.append(sample.regions)
+        shared.append(sample if same is None else sample.model_copy(update={"regions": same}))
+    return shared
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes, bytes]]:

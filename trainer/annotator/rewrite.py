@@ -9,12 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from trainer.annotator.claims import KINDS, Claim
+from engines.prompts import parse_markup
+from trainer.annotator.claims import KINDS, Claim, read_claim
 from trainer.annotator.verify import Reason, Refusal, verify
 
 MAX_RESPONSE_BYTES = 256 * 1024
@@ -113,6 +114,16 @@ class Rewriter:
         request = urllib.request.Request(self._url, body, headers, method="POST")
         with self._opener.open(request, timeout=self._timeout_s) as response:
             return _read_bounded(response, deadline)
+
+
+def rewrite_rows(rows: Iterable[dict[str, Any]], rewriter: Rewriter) -> Iterator[dict[str, Any]]:
+    """Annotation rows with their training text reworded where that passed; the held-out text is left alone. `reworded` says which is which."""
+    for row in rows:
+        if not row["concepts"]:  # clean answers and refusals have no claims to hold a rewrite against
+            yield row | {"reworded": False}
+            continue
+        markup = rewriter.rewrite(row["markup"], [read_claim(concept["claim"]) for concept in row["concepts"]])
+        yield row | {"markup": markup, "text": parse_markup(markup)[0], "reworded": markup != row["markup"]}
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

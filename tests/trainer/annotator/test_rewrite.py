@@ -11,7 +11,7 @@ import pytest
 
 from trainer.annotator import grammar
 from trainer.annotator.claims import Claim, Finding
-from trainer.annotator.rewrite import MAX_ATTEMPTS, MAX_RESPONSE_BYTES, Rewriter
+from trainer.annotator.rewrite import MAX_ATTEMPTS, MAX_RESPONSE_BYTES, Rewriter, rewrite_rows
 from trainer.annotator.verify import verify
 
 CLAIMS = [
@@ -188,6 +188,16 @@ def test_an_answer_that_is_no_completion_counts_as_none(serve: Callable[..., _En
     rewriter = _rewriter(serve(answer))
     assert rewriter.rewrite(SOURCE, CLAIMS) == SOURCE
     assert dict(rewriter.refused) == {"no_answer": 1}
+
+
+def test_rows_are_reworded_one_by_one_and_clean_ones_left_alone(serve: Callable[..., _Endpoint]) -> None:
+    told = {"markup": SOURCE, "text": "", "held_out": "as it was", "concepts": [{"claim": claim.to_json()} for claim in CLAIMS]}
+    clean = {"markup": "This face is real.", "text": "This face is real.", "held_out": "", "concepts": []}
+    rewriter = _rewriter(serve(_says(GOOD)))
+    reworded, left = rewrite_rows([told, clean], rewriter)
+    assert reworded["markup"] == GOOD and reworded["reworded"] and reworded["held_out"] == "as it was"
+    assert "<p>" not in reworded["text"] and reworded["text"].startswith("Swap or reenactment. Next to the nose, the upper right cheek is")
+    assert left == clean | {"reworded": False} and rewriter.accepted == 1
 
 
 def test_an_endless_answer_is_cut(serve: Callable[..., _Endpoint]) -> None:

@@ -1,0 +1,40 @@
+"""The card says what was measured, and keeps what can no longer be."""
+
+from pathlib import Path
+
+from engines.contracts import PartSpec
+from engines.export import file_spec
+from trainer.bundle import draft_manifest, seal
+from trainer.card import flatten, write_card
+from trainer.config import tiny
+
+TABLES = {"detection": {"dfdc": {"auc": 0.91, "auc_low": 0.86, "auc_high": 0.94}}, "curves": {"roc": {"dfdc": {"fpr": [0.0], "tpr": [1.0]}}}}
+
+
+def _sealed(folder: Path) -> None:
+    (folder / "encoder.onnx").write_bytes(b"graph")
+    part = PartSpec(**file_spec(folder / "encoder.onnx").model_dump(), inputs=(), outputs=())
+    draft = draft_manifest(tiny().model, {"encoder": part}, folder, name="toy", version_="1", precision="fp16", provenance={"checkpoint": "x"})
+    seal(folder, draft)
+
+
+def test_figures_go_into_card_and_manifest_without_curves_and_bounds(tmp_path: Path) -> None:
+    _sealed(tmp_path)
+    manifest = write_card(tmp_path, TABLES)
+    assert manifest.metrics == {"detection.dfdc.auc": 0.91}
+    assert "0.910 (0.860 to 0.940)" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_parity_outlives_its_checkpoint_until_it_is_measured_again(tmp_path: Path) -> None:
+    _sealed(tmp_path)
+    write_card(tmp_path, TABLES | {"parity": {"against torch, as stored": {"max_score_difference": 1e-6}}})
+    again = write_card(tmp_path, TABLES)
+    assert 1e-6 in again.metrics.values() and "measured at export" in (tmp_path / "MODEL_CARD.md").read_text()
+    third = write_card(tmp_path, TABLES)
+    assert third.metrics == again.metrics
+    fresh = write_card(tmp_path, TABLES | {"parity": {"against torch, as stored": {"max_score_difference": 2e-6}}})
+    assert 1e-6 not in fresh.metrics.values() and 2e-6 in fresh.metrics.values()
+
+
+def test_tables_become_one_level_of_names() -> None:
+    assert flatten({"A b": {"c": {"d": 1.0}}}) == {"a_b.c.d": 1.0}
