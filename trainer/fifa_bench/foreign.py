@@ -7,8 +7,8 @@ What was read, and what is assumed where a system writes no file of its own:
 
 - GLaMM (mbzuai-oryx/groundingLMM, eval/gcg/infer.py @b848f39, evaluate.py @dd7ad1a): one JSON file an image {image_id, caption, phrases, pred_masks},
   masks in COCO run lengths; its evaluation also accepts the same under one outer key. No mask has a score: confidence stays 1.
-- SIDA (hzlsaber/SIDA @6b1c3aa; not in the index we could search, so its README and chat.py were read as copied in other repositories): text and
-  class are only printed, masks are saved as <stem>_mask_<i>.jpg with grey 0 or 100. ASSUMED: the printed text is kept as JSON lines {image,
+- SIDA (hzlsaber/SIDA could not be opened at any commit: a modified chat.py and README copies in other repositories were read): text and class are
+  only printed, masks are saved as <stem>_mask_<i>.jpg with grey 0 or 100. ASSUMED: the printed text is kept as JSON lines {image,
   text_output}, `image` a path; optional `class` (real, synthetic, tampered). Only the best class is known, so the score is 0 or 1.
 - FakeShield (zhipeixu/FakeShield: playground/DTE-FDM_output.jsonl and MFLM/test.py @de40a5f, DTE-FDM/llava/eval/model_vqa.py @35cc4d9): JSON lines
   {image, outputs} (at the other commit `text`), masks as files of the image's own name, white on black. Its verdict is a substring: "has not been
