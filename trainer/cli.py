@@ -36,7 +36,7 @@ def _image(path: Path) -> Any:
     import cv2
     import numpy as np
 
-    decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    decoded = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None  # OpenCV would put a line of its own before ours
     if decoded is None:
         raise ValueError(f"{path} is missing or no image; give a face crop as JPEG, PNG or WebP")
     return np.ascontiguousarray(decoded[..., ::-1])
