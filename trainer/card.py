@@ -11,6 +11,12 @@ from trainer.bundle import seal
 from trainer.fifa_bench.report import as_markdown
 
 PARITY = ("parity", "price of", "price_of")
+IN_MANIFEST = (
+    "detection", "detection at the cuts", "forgery type", "localisation", "localisation against the frozen reference", "grounding",
+    "text-mask alignment", "engine probes", *PARITY,
+)  # fmt: skip
+"""Tables whose figures also go into the manifest, which every start reads; the card has all."""
+
 CARD = """# {name} {version}: model card
 
 FiFa-MLLM `small` (arXiv:2510.20531): one DINOv2-small encoder cut to seven blocks and fine-tuned, DET and CLS queries, an artifact map, a
@@ -64,7 +70,7 @@ def write_card(folder: Path, tables: Mapping[str, Any]) -> Manifest:
         )
     )  # fmt: skip
     body = json.loads(manifest.model_dump_json())
-    body["metrics"] = flatten(tables)
+    body["metrics"] = flatten({title: table for title, table in tables.items() if title in IN_MANIFEST or title.startswith(PARITY)})
     return seal(folder, body)
 
 
@@ -78,7 +84,7 @@ def _kept_parity(manifest: Manifest, tables: Mapping[str, Any]) -> dict[str, dic
         if title.startswith(PARITY):
             row, _, measure = rest.rpartition(".")
             kept.setdefault(row or title.replace("_", " "), {})[measure] = value
-    return {"parity, measured at export": kept} if kept else {}
+    return {"parity measured at export": kept} if kept else {}
 
 
 def _shown(tables: Mapping[str, Any]) -> str:
@@ -91,7 +97,7 @@ def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested tables to one level: 'detection.dfdc.auc'."""
     flat: dict[str, float] = {}
     for key, value in tables.items():
-        if key == "curves" or key.endswith(("_low", "_high")):
+        if key.endswith(("_low", "_high")):
             continue  # bounds stand in the card
         name = f"{prefix}{key.lower().replace(' ', '_')}"
         if isinstance(value, Mapping):

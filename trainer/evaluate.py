@@ -30,6 +30,8 @@ from trainer.shards import on_cores, read_shards, write_instructions
 BENCH_RECIPE = Recipe(grammar="held_out", queries=2, shuffled_queries=0.5)
 """What is asked of a dev face: all eleven tasks, two regions and two boxes; every second of them once more with another's question."""
 MASK_FOLDERS = ("sida", "fakeshield")
+MIN_SWEPT = 50
+"""Groups of fewer drawn faces are left out of the sweep's table."""
 SWEPT_GROUPS = ("dfdc", "dfdc_curated", "stargan", "ffhq_stylegan2", "sd21_photographs")
 
 
@@ -145,4 +147,5 @@ def robustness_table(analyzer: Analyzer, faces: Sequence[Face], *, count: int, s
         f"{group}, {perturbation}": {name: float(value) for name, value in figures.items() if value is not None}
         for group, table in as_tables(rows).items()
         for perturbation, figures in table.items()
+        if (figures["faces"] or 0) >= MIN_SWEPT
     }
