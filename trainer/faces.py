@@ -44,7 +44,7 @@ class Face:
             raise ValueError(f"{self.dataset}/{self.name} does not decode; re-extract the set")
         if self.window_xywh is not None:
             x, y, w, h = self.window_xywh
-            decoded = decoded[y : y + h, x : x + w]
+            decoded = decoded[y : y + h, x : x + w].copy()  # not a view: a StarGAN tile would keep its whole grid in memory
         return decoded[..., ::-1]
 
 

@@ -7,9 +7,12 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from trainer.datasets import LOADERS, dev_parts, load_dfdc, load_faces
+from trainer.faces import Face
 
 
 def write_set(folder: Path, rows: list[dict[str, str]]) -> None:
@@ -73,3 +76,12 @@ def test_real_data_shares_no_unit_between_parts(shared: Path) -> None:
     assert twins and all(not real.is_fake and real.part == fake.part for fake, real in twins)
     again = load_faces(root, list(LOADERS))
     assert [(f.dataset, f.name, f.part) for f in faces] == [(f.dataset, f.name, f.part) for f in again]
+
+
+def test_a_window_does_not_keep_the_rest_of_its_image_in_memory() -> None:
+    grid = cv2.imencode(".png", np.zeros((640, 640, 3), np.uint8))[1].tobytes()
+    tile = Face("g:real", "stargan", grid, (128, 0, 128, 128), False, None, "g", "train").image()
+    owner = tile
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert tile.shape == (128, 128, 3) and owner.nbytes == tile.nbytes
