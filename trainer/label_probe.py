@@ -20,8 +20,10 @@ from sklearn.preprocessing import StandardScaler
 
 from engines import fict
 from engines.analyzer import Analyzer
+from engines.prompts import parse_markup
 from trainer.annotator.annotate import load_annotations
 from trainer.faces import Face, fit
+from trainer.fifa_bench.text import distinct_2, self_bleu_4, text_scorer, vocabulary
 
 MIN_PER_CLASS = 5
 """Concepts with fewer test faces for or against are left out."""
@@ -84,7 +86,24 @@ def probe_annotations(analyzer: Analyzer, faces: Sequence[Face], folder: Path, *
         crops = np.stack([fit(by_name[row["dataset"], row["name"]].image(), size) for row in rows])
         families = np.array([f"{row['dataset']}/{row['forgery_type']}" for row in rows])
         sides.append(LabelledFeatures(features(analyzer, crops), concept_labels(rows), families))
-    return label_probe(*sides, seed=seed)
+    return label_probe(*sides, seed=seed) | text_facts(load_annotations(folder / "dev.jsonl"))
+
+
+def text_facts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How varied both grammars are over the explanations of annotation rows, and METEOR between them: what a system that says every fact
+    in the words of training can reach against held-out references.
+
+    METEOR needs Java (FileNotFoundError without it).
+    """
+    told = [row for row in rows if row["concepts"]]
+    training, held_out = ([parse_markup(row[key])[0] for row in told] for key in ("markup", "held_out"))
+    with text_scorer([*training, *held_out]) as scorer:
+        meteor = scorer(training, [[text] for text in held_out]).meteor
+    return {
+        "texts": float(len(told)), "self_bleu_4_training": self_bleu_4(training), "self_bleu_4_held_out": self_bleu_4(held_out),
+        "distinct_2_training": distinct_2(training), "distinct_2_held_out": distinct_2(held_out),
+        "vocabulary_training": float(vocabulary(training)), "vocabulary_held_out": float(vocabulary(held_out)), "meteor_between_grammars": meteor,
+    }  # fmt: skip
 
 
 def label_probe(train: LabelledFeatures, test: LabelledFeatures, *, shuffles: int = 5, seed: int = 0) -> dict[str, float]:

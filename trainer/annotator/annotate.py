@@ -27,6 +27,7 @@ from trainer.annotator import grammar, held_out_grammar
 from trainer.annotator.artifact import SIZE, ArtifactMask, artifact_mask
 from trainer.annotator.concepts import MIN_CONCEPT_PX, select_arc, select_concepts
 from trainer.annotator.evidence import BELIEVED, ConceptEvidence, claim_for, rle, steady_for
+from trainer.annotator.manipulate import ALPHA_CUT
 from trainer.annotator.mesh import PRESENCE_MIN, FaceMesh, Mesh
 from trainer.annotator.regions import Regions, regions
 from trainer.faces import Face, fit
@@ -37,8 +38,6 @@ ImageHWC = NDArray[np.uint8]
 MIN_CONCEPTS, MAX_CONCEPTS = 2, 4
 """Sentences of an explanation: places without a believed measurement are named only to reach the lesser number."""
 REGION_DILATION_PX = 2
-ALPHA_MASKED = 0.1
-"""A pixel belongs to an exact mask from this share of new content on."""
 CLEAN_SHARE, TAMPERED_SHARE = 0.01, 0.10
 """An asked area is clean with less of it masked, tampered from `TAMPERED_SHARE` of it or of the whole mask on; in between it is not asked."""
 
@@ -123,7 +122,10 @@ class Annotator:
 
     def pair(self, real_HWC: ImageHWC, fake_HWC: ImageHWC, *, forgery_type: str) -> Annotation:
         """Annotate a fake by its real twin."""
-        artifact = self.artifact(real_HWC, fake_HWC)
+        return self.tell(real_HWC, fake_HWC, self.artifact(real_HWC, fake_HWC), forgery_type=forgery_type)
+
+    def tell(self, real_HWC: ImageHWC, fake_HWC: ImageHWC, artifact: ArtifactMask, *, forgery_type: str) -> Annotation:
+        """Annotate a pair whose artifact mask is at hand."""
         if artifact.refused is not None:
             return _refused(forgery_type, artifact.refused, artifact.facts)
         return self._told(fit(real_HWC, SIZE), fit(fake_HWC, SIZE), artifact, forgery_type=forgery_type)
@@ -132,7 +134,7 @@ class Annotator:
         """Annotate a manipulation whose (H, W) float32 alpha is known: the mask is `alpha > 0.1`, with a twin or without."""
         fake = fit(fake_HWC, SIZE)
         real = None if real_HWC is None else fit(real_HWC, SIZE)
-        mask = cv2.resize(alpha_HW, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > ALPHA_MASKED
+        mask = cv2.resize(alpha_HW, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > ALPHA_CUT
         if not mask.any():
             return _refused(forgery_type, "empty_mask", {"area": 0.0})
         change_HW = np.zeros((SIZE, SIZE), np.float32) if real is None else cv2.absdiff(real, fake).max(-1).astype(np.float32)

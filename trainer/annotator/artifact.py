@@ -28,6 +28,7 @@ from scipy.optimize import nnls
 from trainer.annotator.nuisance import SIZE as SIZE
 from trainer.annotator.nuisance import Explained, Landmarks, block_mean, explain
 from trainer.annotator.reference_mask import border_difference
+from trainer.augment import jpeg
 
 ImageHWC = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -171,7 +172,7 @@ def _scales(told: Explained, fake: ImageHWC) -> tuple[list[_Scale], float, int]:
     known = np.zeros_like(residual)
     known[inside, inside] = residual[inside, inside]
     pictures = [(real, quality) for quality in CODEC_QUALITIES] + [(np.ascontiguousarray(fake), quality) for quality in FAKE_QUALITIES]
-    nulls = [np.asarray((_jpeg(image, quality).astype(np.float32) - image) @ LUMA_CHROMA, np.float32) for image, quality in pictures]
+    nulls = [np.asarray((jpeg(image, quality).astype(np.float32) - image) @ LUMA_CHROMA, np.float32) for image, quality in pictures]
     power, null_powers = _quiet_power(known, told), [_quiet_power(null, told) for null in nulls]
     nearest = int(np.argmin([abs(math.log((null + 0.05) / (power + 0.05))) for null in null_powers[: len(CODEC_QUALITIES)]]))
     texture = _texture(real)
@@ -232,11 +233,6 @@ def _quiet_power(residual_HWC: Float, told: Explained) -> float:
 
 def _full(blocks: Float) -> Float:
     return np.asarray(cv2.resize(blocks, (SIZE, SIZE)), np.float32)
-
-
-def _jpeg(image_HWC: ImageHWC, quality: int) -> ImageHWC:
-    encoded = cv2.imencode(".jpg", image_HWC[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
 
 
 # Levels -> mask.

@@ -137,7 +137,7 @@ def exact_row(trial: Trial, seed: int) -> Row | None:
         name: top_share_mask(artifact.difference_HW, percent / 100) for name, percent in MASKS.items() if percent
     }
     levels = manipulate.change_levels(real, fake, exact_HW)
-    note = annotator.pair(real, fake, forgery_type=made.forgery_type)
+    note = annotator.tell(real, fake, artifact, forgery_type=made.forgery_type)
     found = annotator.regions(fake) or found
     return {
         "face": f"{trial.face.dataset}/{trial.face.name}", "family": family, "recipe": recipe, "area": round(area, 5), "levels": round(levels, 3),

@@ -72,7 +72,7 @@ def test_the_kind_said_is_the_one_measured(annotator: annotate.Annotator, real_H
     annotation = annotator.exact(real_HWC, fake, alpha, forgery_type="attribute_manipulation")
     assert annotation.concepts[0].kind in ("softer", "redder", "smoother")
     assert annotation.concepts[0].strength > evidence.BELIEVED
-    assert annotation.facts["area"] == pytest.approx(float((alpha > annotate.ALPHA_MASKED).mean()), abs=1e-3)
+    assert annotation.facts["area"] == pytest.approx(float((alpha > manipulate.ALPHA_CUT).mean()), abs=1e-3)
 
 
 def test_concept_masks_lie_within_the_artifact_and_their_dilated_region(
@@ -131,7 +131,7 @@ def test_an_exact_mask_needs_no_twin(annotator: annotate.Annotator, real_HWC: Im
 
 def _asked(annotator: annotate.Annotator, real_HWC: ImageHWC, found: regions.Regions, query: str) -> annotate.AreaAnnotation:
     fake, alpha = _edited(real_HWC, found.mask("left_cheek"))
-    return annotator.area(real_HWC, fake, alpha > annotate.ALPHA_MASKED, found, query=query, area_HW=found.mask(query))
+    return annotator.area(real_HWC, fake, alpha > manipulate.ALPHA_CUT, found, query=query, area_HW=found.mask(query))
 
 
 def test_an_asked_area_is_answered_within_itself(annotator: annotate.Annotator, real_HWC: ImageHWC, found: regions.Regions) -> None:
@@ -150,7 +150,7 @@ def test_a_box_is_answered_like_an_area_without_a_name(annotator: annotate.Annot
     ys, xs = np.nonzero(found.mask("left_cheek"))
     box = np.zeros((SIZE, SIZE), bool)
     box[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] = True
-    said = annotator.area(real_HWC, fake, alpha > annotate.ALPHA_MASKED, found, query=None, area_HW=box)
+    said = annotator.area(real_HWC, fake, alpha > manipulate.ALPHA_CUT, found, query=None, area_HW=box)
     assert said.tampered and all((item.mask_HW <= box).all() for item in said.concepts)
 
 
