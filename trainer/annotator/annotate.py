@@ -297,7 +297,9 @@ def annotate_faces(faces: Sequence[Face], out: Path, workers: int = 1, *, twins:
 
 
 def load_annotations(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON lines that `annotate_faces` wrote, refused ones included."""
+    """Read the JSON lines that `annotate_faces` wrote, refused ones included. Raises FileNotFoundError where there are none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make it with `fifa-train annotate --out {path.parent}`")
     with path.open(encoding="utf-8") as source:
         return [json.loads(line) for line in source if line.endswith("\n")]
 

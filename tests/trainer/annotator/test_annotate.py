@@ -197,3 +197,8 @@ def test_two_workers_write_what_one_writes(real_HWC: ImageHWC, found: regions.Re
     annotate.annotate_faces(faces, tmp_path / "one.jsonl", 1)
     annotate.annotate_faces(faces, tmp_path / "two.jsonl", 2)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_a_folder_without_annotations_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"dev\.jsonl is missing; make it with `fifa-train annotate"):
+        annotate.load_annotations(tmp_path / "dev.jsonl")
