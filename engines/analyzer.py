@@ -2,6 +2,7 @@
 
 Score path: one run of the encoder for the whole batch. Explain path: prefill and decode over a slot KV cache that stays in the backend, one answer a
 row, markup closed by an automaton; then one run of the mask decoder for all [SEG] states of the batch. Scoring never waits for text.
+A face may be asked about one region or box: what is asked stands in the prompt, as FICT's words or as the `<bbox>` embedding of the box encoder.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines import fict
-from engines.contracts import Analysis, BundleError, BundleFault, Evidence, Explanation, Label, Manifest, OperatingPoint
+from engines.contracts import (
+    Analysis,
+    AreaAnswer,
+    AreaQuery,
+    Box,
+    BundleError,
+    BundleFault,
+    Evidence,
+    Explanation,
+    Label,
+    Manifest,
+    OperatingPoint,
+    QueryLevel,
+)
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
-from engines.prompts import EOS, PAD, SEG, MarkupAutomaton, PhraseTrie, Task, parse_markup
+from engines.prompts import BBOX, EOS, PAD, SEG, Level, MarkupAutomaton, PhraseTrie, Task, loc_answer, parse_markup
 from engines.runtime import Bound, Bundle
 
 ExplainPolicy = Literal["auto", "always", "never"]
+REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
 MAX_EXPLAIN_ROWS = 16
 """Faces decoded together: past 8-16 rows a slot cache gains nothing on a CPU."""
 
@@ -32,6 +47,21 @@ class Answer:
     seg_embeds: list[NDArray[np.float32]] = field(default_factory=list)
     """(E,) float32 each."""
     truncated: bool = False
+    within: Box | None = None
+    """The asked box, in pixels of the crop: masks end a cell beyond it."""
+    tampered_probability: float | None = None
+    """Localisation: how sure the answer is that something is manipulated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question about one row of an encoded batch, in tokens."""
+
+    row: int
+    level: Level
+    phrase: str | None
+    concept: str | None
+    box: Box | None
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,14 +87,25 @@ class Analyzer:
             known = ", ".join(sorted(self.manifest.operating_points))
             raise BundleError(BundleFault.UNSUPPORTED, f"engine.operating_point {name!r} is not in the bundle; it has: {known}")
         self.operating_point: OperatingPoint = self.manifest.operating_points[name]
-        self._trie = PhraseTrie.of(bundle.vocabulary)
+        self._tries: dict[str | None, PhraseTrie] = {}
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy]) -> list[Analysis]:
-        """Judge (B, size, size, 3) uint8 RGB crops, B may be 0; one explain policy per face."""
+    @property
+    def query_levels(self) -> tuple[QueryLevel, ...]:
+        """Which of 'region' and 'box' may be asked about."""
+        return self.manifest.query_levels
+
+    def analyze(
+        self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy], queries: Sequence[AreaQuery | None] | None = None
+    ) -> list[Analysis]:
+        """Judge (B, size, size, 3) uint8 RGB crops, B may be 0; one explain policy per face, and one query or None where areas are asked about.
+
+        Raises ValueError for counts that do not match and for queries that cannot be asked (`ask`).
+        """
         if len(crops_BHWC) == 0:
             return []
-        if len(explain) != len(crops_BHWC):
-            raise ValueError(f"{len(crops_BHWC)} crops but {len(explain)} explain policies; give one per crop")
+        if len(explain) != len(crops_BHWC) or (queries is not None and len(queries) != len(crops_BHWC)):
+            given = f"{len(explain)} explain policies" if queries is None else f"{len(explain)} explain policies and {len(queries)} queries"
+            raise ValueError(f"{len(crops_BHWC)} crops but {given}; give one per crop")
         encoded = self.encode(crops_BHWC)
         raw_B = encoded["det_logit"]
         scores_B = self.calibrated(raw_B)
@@ -75,8 +116,10 @@ class Analyzer:
             i for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)
         ]
         explanations = dict(zip(wanted, self.explain(encoded, crops_BHWC, wanted), strict=True))
+        asked = {row: query for row, query in enumerate(queries or ()) if query is not None}
+        answers = dict(zip(asked, self.answer(encoded, crops_BHWC, list(asked), list(asked.values())), strict=True))
         return [
-            Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i))
+            Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i), answers.get(i))
             for i in range(len(crops_BHWC))
         ]
 
@@ -110,21 +153,103 @@ class Analyzer:
                 taken += count
         return explanations
 
+    def answer(
+        self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int], queries: Sequence[AreaQuery]
+    ) -> list[AreaAnswer]:
+        """Answer one query for each of the rows. Localisation decides; a text that says otherwise gives way to its sentence."""
+        if not rows:
+            return []
+        located, told = self.ask(encoded, rows, "loc", queries), self.ask(encoded, rows, "age", queries)
+        masks_MHW, confidence_M = self.masks(encoded, rows, located)
+        evidence_MHW, evidence_confidence_M = self.masks(encoded, rows, told)
+        size = self.manifest.preprocess.mask_size
+        answers, shown, cited = [], 0, 0
+        for row, query, place, text in zip(rows, queries, located, told, strict=True):
+            tampered = bool(place.seg_embeds)
+            mask_HW, confidence = (masks_MHW[shown], float(confidence_M[shown])) if tampered else (np.zeros((size, size), np.float32), 0.0)
+            own = slice(cited, cited + len(text.seg_embeds))
+            explanation = self._explanation(text, evidence_MHW[own], evidence_confidence_M[own], crops_BHWC[row])
+            if tampered != bool(explanation.evidence):
+                asked = self._asked([row], [query])[0]
+                said = parse_markup(loc_answer(tampered, asked.level, asked.phrase))[0]
+                explanation = Explanation(said, said, ())
+            assert place.tampered_probability is not None, "localisation states its probability"
+            answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, explanation))
+            shown, cited = shown + tampered, cited + len(text.seg_embeds)
+        return answers
+
     def decode(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> list[Answer]:
-        """Answer one task for each row, greedily, all rows together. Rows that end keep their slot until the batch ends."""
+        """Answer one task about the whole face for each row."""
+        return self._tell(prefix_embeds_BPE, self._asked(range(len(prefix_embeds_BPE)), [None] * len(prefix_embeds_BPE)), task, {})
+
+    def ask(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task, queries: Sequence[AreaQuery | None]) -> list[Answer]:
+        """Answer one query for each of the rows of an encoded batch, where a row may come several times; None asks about the whole face.
+
+        Raises ValueError for a level that the bundle does not answer, an unknown concept, and a box that is empty or leaves the crop.
+        """
+        asked = self._asked(rows, queries)
+        with_box = [number for number, one in enumerate(asked) if one.box is not None]
+        embeds: dict[int, NDArray[np.float32]] = {}
+        if with_box:
+            owners = [asked[number].row for number in with_box]
+            out = self._bundle.engines["box_encoder"].run(
+                {
+                    "image_embeds": encoded["image_embeds"][owners],
+                    "artifact_logits": encoded["artifact_logits"][owners],
+                    "box": np.array([asked[number].box for number in with_box], np.float32),
+                }
+            )
+            embeds = dict(zip(with_box, out["box_embeds"], strict=True))
+        answers: list[Answer] = []
+        for first in range(0, len(asked), MAX_EXPLAIN_ROWS):
+            chosen = asked[first : first + MAX_EXPLAIN_ROWS]
+            own = {number - first: embed for number, embed in embeds.items() if first <= number < first + MAX_EXPLAIN_ROWS}
+            answers += self._tell(encoded["prefix_embeds"][[one.row for one in chosen]], chosen, task, own)
+        return answers
+
+    def _asked(self, rows: Sequence[int], queries: Sequence[AreaQuery | None]) -> list[_Asked]:
+        """Check queries and put them in words."""
+        side = self.manifest.preprocess.image_size
+        asked = []
+        for row, query in zip(rows, queries, strict=True):
+            level: Level = "image" if query is None else "region" if isinstance(query, str) else "box"
+            if level != "image" and level not in self.manifest.query_levels:
+                known = ", ".join(self.manifest.query_levels) or "none"
+                raise ValueError(f"the bundle {self.manifest.name} answers no {level} query (it answers: {known}); {REBUILD_FOR_QUERIES}")
+            if isinstance(query, str):
+                if query not in fict.concepts():
+                    raise ValueError(f"{query!r} is no FICT concept; use an id such as right_cheek")
+                asked.append(_Asked(row, level, fict.concepts()[query].phrase, query, None))
+            elif query is not None:
+                x0, y0, x1, y1 = query
+                if not (0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side):
+                    raise ValueError(f"box {query} is empty or leaves the {side} px crop; clip it first")
+                asked.append(_Asked(row, level, None, None, query))
+            else:
+                asked.append(_Asked(row, level, None, None, None))
+        return asked
+
+    def _tell(
+        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task, box_embeds: dict[int, NDArray[np.float32]]
+    ) -> list[Answer]:
+        """Answer one question for each row, greedily, all rows together. Rows that end keep their slot until the batch ends."""
+        if not asked:
+            return []
+        if task == "loc":
+            return self._locate(prefix_embeds_BPE, asked, box_embeds)
         spec, vocabulary, table = self.manifest.decoder, self._bundle.vocabulary, self._bundle.token_embeddings_VE
-        rows = len(prefix_embeds_BPE)
-        question_BSE = self._question(prefix_embeds_BPE, task)
-        first = question_BSE.shape[1]
-        budget = min(spec.max_new_tokens, spec.capacity - first)
+        rows = len(asked)
+        question_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, box_embeds)
+        budgets = [min(spec.max_new_tokens, spec.capacity - int(first)) for first in first_B]
         bound = self._empty_cache(rows)
-        out = bound.run({"inputs_embeds": question_BSE, "positions": _slots(rows, first)})
-        logits_BV = out["logits"][:, -1]
-        answers = [Answer() for _ in range(rows)]
-        automata = [MarkupAutomaton(vocabulary, self._trie, budget, bare_seg=task == "loc") for _ in range(rows)]
+        # Shorter questions are padded on the right: what a pad writes is overwritten before anything sees it.
+        out = bound.run({"inputs_embeds": question_BSE, "positions": _slots(rows, question_BSE.shape[1])})
+        logits_BV = out["logits"][np.arange(rows), first_B - 1]
+        answers = [Answer(within=one.box) for one in asked]
+        automata = [MarkupAutomaton(vocabulary, self._trie(one.concept), budget) for one, budget in zip(asked, budgets, strict=True)]
         eos, seg, pad = (vocabulary.ids[token] for token in (EOS, SEG, PAD))
         live = [True] * rows
-        for step in range(budget):
+        for step in range(max(budgets)):
             tokens = [automaton.allow(logits) if alive else pad for automaton, logits, alive in zip(automata, logits_BV, live, strict=True)]
             for row, token in enumerate(tokens):
                 if live[row] and token == eos:
@@ -134,12 +259,35 @@ class Analyzer:
             if not any(live):
                 break
             # The last token's slot must exist even for rows that ended: they write pads where nothing is read.
-            out = bound.run({"inputs_embeds": table[np.array(tokens)][:, None], "positions": np.full((rows, 1), first + step, np.int64)})
+            slots = np.minimum(first_B + step, spec.capacity - 1)[:, None]
+            out = bound.run({"inputs_embeds": table[np.array(tokens)][:, None], "positions": slots})
             logits_BV = out["logits"][:, -1]
             for row, token in enumerate(tokens):
                 if live[row] and token == seg:
                     answers[row].seg_embeds.append(out["hidden"][row, -1].copy())
         return answers
+
+    def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], box_embeds: dict[int, NDArray[np.float32]]) -> list[Answer]:
+        """Localisation has two answers, so nothing is decoded: one run over the question and the longer answer tells which begins, and its [SEG]."""
+        vocabulary, rows = self._bundle.vocabulary, len(asked)
+        either = [[vocabulary.tokenizer.encode(loc_answer(state, one.level, one.phrase)).ids for state in (True, False)] for one in asked]
+        question_BSE, first_B = self._questions(prefix_embeds_BPE, asked, "loc", box_embeds, behind=[tampered for tampered, _ in either])
+        out = self._empty_cache(rows).run({"inputs_embeds": question_BSE, "positions": _slots(rows, question_BSE.shape[1])})
+        answers = []
+        for row, ((tampered, clean), one) in enumerate(zip(either, asked, strict=True)):
+            begun_V = out["logits"][row, first_B[row] - 1]
+            probability = float(sigmoid(begun_V[tampered[0]] - begun_V[clean[0]]))
+            answer = Answer(list(tampered if probability >= 0.5 else clean), within=one.box, tampered_probability=probability)
+            if probability >= 0.5:
+                answer.seg_embeds = [out["hidden"][row, first_B[row] + tampered.index(vocabulary.ids[SEG])].copy()]
+            answers.append(answer)
+        return answers
+
+    def _trie(self, concept: str | None) -> PhraseTrie:
+        """The phrases an answer may use: all of FICT, or those of the asked concept and below it."""
+        if concept not in self._tries:
+            self._tries[concept] = PhraseTrie.of(self._bundle.vocabulary, concept)
+        return self._tries[concept]
 
     def force(self, prefix_embeds_BPE: NDArray[np.float32], markups: Sequence[str], task: Task) -> list[Answer]:
         """What each row would mean had it written this markup: the [SEG] states of one run over question and answer, nothing decoded.
@@ -148,25 +296,39 @@ class Analyzer:
         """
         spec, vocabulary = self.manifest.decoder, self._bundle.vocabulary
         answers = [Answer(vocabulary.tokenizer.encode(markup).ids) for markup in markups]
-        question_BSE = self._question(prefix_embeds_BPE, task)
-        first, longest = question_BSE.shape[1], max((len(answer.ids) for answer in answers), default=0)
-        if first + longest > spec.capacity:
+        asked = self._asked(range(len(answers)), [None] * len(answers))
+        inputs_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, {}, behind=[answer.ids for answer in answers])
+        if inputs_BSE.shape[1] > spec.capacity:
+            longest = max(len(answer.ids) for answer in answers)
             raise ValueError(
-                f"an answer of {longest} tokens does not fit: the cache has {spec.capacity} slots, the question takes {first}; shorten it"
+                f"an answer of {longest} tokens does not fit: the cache has {spec.capacity} slots, the question takes {first_B[0]}; shorten it"
             )
-        tokens_BL = np.full((len(answers), longest), vocabulary.ids[PAD])  # padding on the right: no state before it sees it
+        out = self._empty_cache(len(answers)).run({"inputs_embeds": inputs_BSE, "positions": _slots(len(answers), inputs_BSE.shape[1])})
         for row, answer in enumerate(answers):
-            tokens_BL[row, : len(answer.ids)] = answer.ids
-        inputs_BSE = np.concatenate([question_BSE, self._bundle.token_embeddings_VE[tokens_BL]], 1)
-        out = self._empty_cache(len(answers)).run({"inputs_embeds": inputs_BSE, "positions": _slots(len(answers), first + longest)})
-        for answer, hidden_LE in zip(answers, out["hidden"][:, first:], strict=True):
+            hidden_LE = out["hidden"][row, first_B[row] :]
             answer.seg_embeds = [hidden_LE[at].copy() for at, token in enumerate(answer.ids) if token == vocabulary.ids[SEG]]
         return answers
 
-    def _question(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
-        """(B, S, E): the face, then the prompt."""
-        prompt_SE = self._bundle.token_embeddings_VE[self._bundle.vocabulary.prompt_ids(task)]
-        return np.concatenate([prefix_embeds_BPE, np.broadcast_to(prompt_SE, (len(prefix_embeds_BPE), *prompt_SE.shape))], 1)
+    def _questions(
+        self,
+        prefix_embeds_BPE: NDArray[np.float32],
+        asked: Sequence[_Asked],
+        task: Task,
+        box_embeds: dict[int, NDArray[np.float32]],
+        behind: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(B, S, E) the face, the prompt and what stands `behind` it, padded on the right; and where each row's answer begins, (B,) int64."""
+        vocabulary, table = self._bundle.vocabulary, self._bundle.token_embeddings_VE
+        prompts = [vocabulary.prompt_ids(task, one.level, one.phrase) for one in asked]
+        whole = [[*prompt, *after] for prompt, after in zip(prompts, behind or [()] * len(prompts), strict=True)]
+        ids_BL = np.full((len(whole), max((len(ids) for ids in whole), default=0)), vocabulary.ids[PAD])
+        for row, ids in enumerate(whole):
+            ids_BL[row, : len(ids)] = ids
+        text_BLE = table[ids_BL]
+        for row, embed in box_embeds.items():
+            text_BLE[row, prompts[row].index(vocabulary.ids[BBOX])] = embed
+        first_B = prefix_embeds_BPE.shape[1] + np.array([len(prompt) for prompt in prompts], np.int64)
+        return np.concatenate([prefix_embeds_BPE, text_BLE], 1), first_B
 
     def _empty_cache(self, rows: int) -> Bound:
         spec = self.manifest.decoder
@@ -194,7 +356,12 @@ class Analyzer:
                 "seg_embeds": np.stack([embed for answer in answers for embed in answer.seg_embeds]),
             }
         )
-        return sigmoid(out["mask_logits"]), sigmoid(out["iou_logit"])
+        masks_MHW = sigmoid(out["mask_logits"])
+        boxes = [answer.within for answer in answers for _ in answer.seg_embeds]
+        for mask_HW, box in zip(masks_MHW, boxes, strict=True):
+            if box is not None:
+                mask_HW *= box_cells(_grown(box, self.manifest.preprocess.image_size / size), size, size / self.manifest.preprocess.image_size)
+        return masks_MHW, sigmoid(out["iou_logit"])
 
     def _explanation(
         self, answer: Answer, masks_MHW: NDArray[np.float32], confidence_M: NDArray[np.float32], crop_HWC: NDArray[np.uint8]
@@ -214,6 +381,25 @@ class Analyzer:
             for span, mask_HW, confidence in zip(spans, masks_MHW, confidence_M, strict=False)  # truncation drops the last phrases
         )
         return Explanation(text, markup, evidence, answer.truncated)
+
+
+def box_cells(box_xyxy: Box, size: int, scale: float) -> NDArray[np.bool_]:
+    """(size, size) cells of a grid whose centres lie in a box; `scale` takes the box to cells. A box between centres keeps the cell it begins in."""
+
+    def along(low: float, high: float) -> NDArray[np.bool_]:
+        centres = np.arange(size) + 0.5
+        inside = (centres >= low * scale) & (centres < high * scale)
+        inside[min(max(int(low * scale), 0), size - 1)] |= not inside.any()
+        return inside
+
+    x0, y0, x1, y1 = box_xyxy
+    return np.outer(along(y0, y1), along(x0, x1))
+
+
+def _grown(box_xyxy: Box, margin: float) -> Box:
+    """A cell more on every side: interpolation at the box's edge then meets no zero, and who shows the mask cuts it to the pixel."""
+    x0, y0, x1, y1 = box_xyxy
+    return x0 - margin, y0 - margin, x1 + margin, y1 + margin
 
 
 def last_whole_sentence(markup: str) -> str:

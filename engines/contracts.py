@@ -21,7 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 FORGERY_TYPES = ("identity_swap", "expression_swap", "attribute_manipulation", "entire_synthesis")
 """The four families, in the order of every type vector."""
 
-MANIFEST_SCHEMA = "1.0"
+MANIFEST_SCHEMA = "1.1"
+"""1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only."""
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1), far edges exclusive."""
+AreaQuery = str | Box
+"""What is asked about: a FICT id, or a box in pixels of the face crop."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PlainFileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -118,6 +124,23 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class AreaAnswer:
+    """What the engine says of one asked region or box of a face."""
+
+    tampered: bool
+    """Whether the area holds an artifact."""
+    tampered_probability: float
+    """In [0, 1]; `tampered` is 0.5 or more."""
+    mask_probability_HW: NDArray[np.float32]
+    """(H, W) float32 in [0, 1] on the mask decoder's grid, which covers the whole crop; all 0 for a clean area and beyond a
+    cell around an asked box: who shows it cuts it to the pixel."""
+    mask_confidence: float
+    """Predicted IoU of the mask, in [0, 1]; 0 for a clean area."""
+    explanation: Explanation
+    """Speaks of the asked area only; a clean answer has no evidence."""
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
     """What the engine says of one face crop."""
 
@@ -131,6 +154,8 @@ class Analysis:
     """Patch probabilities of manipulation, float32 (grid, grid)."""
     explanation: Explanation | None
     """None when it was not asked for."""
+    answer: AreaAnswer | None = None
+    """To the face's query; None when nothing was asked."""
 
 
 class _Closed(BaseModel):
@@ -145,7 +170,8 @@ class TensorSpec(_Closed):
     shape: tuple[int | str, ...]
 
 
-PartName = Literal["encoder", "decoder", "mask_decoder", "face_detector"]
+PartName = Literal["encoder", "decoder", "mask_decoder", "box_encoder", "face_detector"]
+QueryLevel = Literal["region", "box"]
 
 
 class FileSpec(_Closed):
@@ -214,7 +240,7 @@ class PreprocessSpec(_Closed):
 class Manifest(_Closed):
     """All that is known of a bundle; read and checked before any other file is opened."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.0", "1.1"] = "1.1"
     name: str
     version: str
     precision: Literal["fp32", "fp16", "bf16"]
@@ -226,6 +252,8 @@ class Manifest(_Closed):
     decoder: DecoderSpec
     forgery_types: tuple[str, ...]
     fict_depth: Literal[5, 14, 33, 112]
+    query_levels: tuple[QueryLevel, ...] = ()
+    """What may be asked about beside the whole face."""
     calibration: Calibration
     operating_points: dict[str, OperatingPoint]
     default_operating_point: str

@@ -124,9 +124,13 @@ class Vocabulary:
         self.look_alikes = tuple(i for token, i in tokenizer.get_vocab().items() if i not in special and set("<[") & set(token))
         """Ordinary tokens that could spell markup letter by letter."""
 
-    def prompt_ids(self, task: Task) -> list[int]:
+    def prompt_ids(self, task: Task, level: Level = "image", phrase: str | None = None) -> list[int]:
+        """The tokens of `question(task, level, phrase)`."""
+        return self.question_ids(question(task, level, phrase))
+
+    def question_ids(self, prompt: str) -> list[int]:
         """`<bos>` prompt `<sep>`."""
-        return [self.ids[BOS], *self.tokenizer.encode(PROMPTS[task]).ids, self.ids[SEP]]
+        return [self.ids[BOS], *self.tokenizer.encode(prompt).ids, self.ids[SEP]]
 
     def answer_ids(self, markup: str) -> list[int]:
         """Answer, then `<eos>`."""
@@ -158,10 +162,10 @@ class PhraseTrie:
     """Prefix of a phrase to its allowed next ids; a complete phrase allows `</p>`."""
 
     @staticmethod
-    def of(vocabulary: Vocabulary) -> "PhraseTrie":
-        """Build from every concept of FICT."""
+    def of(vocabulary: Vocabulary, within: str | None = None) -> "PhraseTrie":
+        """Build from every concept of FICT, or from one and what lies below it."""
         children: dict[tuple[int, ...], set[int]] = {}
-        for phrase in fict.by_phrase():
+        for phrase in (phrase for phrase, concept in fict.by_phrase().items() if within is None or within in fict.concepts()[concept].path):
             ids = tuple(vocabulary.tokenizer.encode(f" {phrase}").ids)
             for end in range(len(ids)):
                 children.setdefault(ids[:end], set()).add(ids[end])

@@ -147,7 +147,8 @@ def check_support(manifest: Manifest) -> None:
         )
     if manifest.default_operating_point not in manifest.operating_points:
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no operating point {manifest.default_operating_point!r}; {REBUILD}")
-    if missing := set(get_args(PartName)) - set(manifest.parts):
+    optional = set() if "box" in manifest.query_levels else {"box_encoder"}
+    if missing := set(get_args(PartName)) - optional - set(manifest.parts):
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no part {', '.join(sorted(missing))}; {REBUILD}")
 
 

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from engines import analyzer as analyzer_module
-from engines.analyzer import Analyzer, last_whole_sentence, sigmoid, softmax
-from engines.contracts import Analysis, BundleError, BundleFault, Label, OperatingPoint
+from engines import fict
+from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
+from engines.contracts import Analysis, AreaQuery, BundleError, BundleFault, Label, OperatingPoint
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, parse_markup
 from engines.runtime import Bundle
 from trainer.model import FiFaMLLM
@@ -38,13 +39,14 @@ class Script:
         if positions.shape[1] > 1:
             self.rows = [int(value) for value in feeds["inputs_embeds"][:, 0, 0]]
         self.steps.append(len(self.rows))
-        logits = np.zeros((len(self.rows), 1, self._spec.vocab_size), np.float32)
-        hidden = np.zeros((len(self.rows), 1, self._spec.width), np.float32)
+        logits = np.zeros((*positions.shape, self._spec.vocab_size), np.float32)
+        hidden = np.zeros((*positions.shape, self._spec.width), np.float32)
         logits[:, :, self._eos] = -1.0  # where its wish is blocked it goes on with any word
-        for row, answer in enumerate(self.rows):
-            step = int(positions[row, -1]) - self._first + 1
-            logits[row, 0, self._answers[answer][min(step, len(self._answers[answer]) - 1)]] = 9.0
-            hidden[row, 0, :2] = answer, step - 1
+        for row, column in np.ndindex(*positions.shape):
+            answer, step = self._answers[self.rows[row]], int(positions[row, column]) - self._first + 1
+            if step >= 0:
+                logits[row, column, answer[min(step, len(answer) - 1)]] = 9.0
+            hidden[row, column, :2] = self.rows[row], step - 1
         return {"logits": logits, "hidden": hidden}
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "Script":
@@ -243,7 +245,7 @@ def test_forced_answers_have_the_states_of_teacher_forcing(backend: str, model: 
         ids = vocabulary.tokenizer.encode(markup).ids
         assert answer.ids == ids and not answer.truncated and analyzer.markup(answer) == markup
         with torch.no_grad():
-            _, hidden_BLE = model.read(torch.from_numpy(prefix_BPE[row : row + 1]), torch.tensor([prompt + ids]))
+            _, hidden_BLE = read(model, torch.from_numpy(prefix_BPE[row : row + 1]), torch.tensor([prompt + ids]))
         wanted = [hidden_BLE[0, len(prompt) + at].numpy() for at, token in enumerate(ids) if token == seg]
         assert len(answer.seg_embeds) == len(wanted) == markup.count(SEG)
         if wanted:
@@ -256,12 +258,99 @@ def test_an_answer_that_does_not_fit_the_cache_is_refused(reference: Bundle, cro
         analyzer.force(analyzer.encode(crops(1))["prefix_embeds"], ["soft " * CAPACITY], "age")
 
 
+# Asked regions and boxes.
+
+QUERIES: list[AreaQuery] = ["mouth", (0.0, 0.0, 14.0, 14.0), "left_iris", (42.0, 42.0, 56.0, 56.0), (3.0, 20.0, 50.0, 33.0)]
+
+
+def test_exported_queries_are_answered_as_torch_answers_them(served: Bundle, reference: Bundle, crops: Crops) -> None:
+    images, policies = crops(len(QUERIES)), ["never"] * len(QUERIES)
+    found = [Analyzer(bundle).analyze(images, explain=policies, queries=QUERIES) for bundle in (served, reference)]
+    for one, other in zip(*found, strict=True):
+        assert one.answer is not None and other.answer is not None
+        assert one.answer.explanation.markup == other.answer.explanation.markup
+        assert one.answer.tampered_probability == pytest.approx(other.answer.tampered_probability, abs=1e-3)
+        np.testing.assert_allclose(one.answer.mask_probability_HW, other.answer.mask_probability_HW, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", ["age", "toe", "loc"])
+def test_questions_of_any_length_answered_together_are_answered_alone(analyzer: Analyzer, crops: Crops, task: Any) -> None:
+    encoded = analyzer.encode(crops(2))
+    rows = [0, 1, 1, 0, 0]
+    together = analyzer.ask(encoded, rows, task, QUERIES)
+    alone = [analyzer.ask(encoded, [row], task, [query])[0] for row, query in zip(rows, QUERIES, strict=True)]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(np.array(one.seg_embeds), np.array(other.seg_embeds), atol=1e-4)
+
+
+def test_only_faces_with_a_query_are_answered(analyzer: Analyzer, crops: Crops) -> None:
+    analyses = analyzer.analyze(crops(3), explain=["never"] * 3, queries=[None, "nose", None])
+    assert [analysis.answer is not None for analysis in analyses] == [False, True, False]
+
+
+def test_an_answer_about_a_region_names_nothing_outside_it(reference: Bundle, crops: Crops) -> None:
+    analyzer, _, _ = scripted(reference, ["The <p> left iris </p> [SEG] is flat."])
+    analyzer._bundle.engines["decoder"]._first = (  # type: ignore[attr-defined]
+        reference.manifest.decoder.num_prefix_tokens + len(reference.vocabulary.prompt_ids("age", "region", "nose"))
+    )
+    encoded = analyzer.encode(crops(1)) | {"prefix_embeds": prefixes(reference, [0])}
+    (answer,) = analyzer.ask(encoded, [0], "age", ["nose"])
+    _, spans = parse_markup(analyzer.markup(answer))
+    assert spans and all("nose" in fict.concepts()[fict.by_phrase()[span.phrase]].path for span in spans)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_the_mask_of_a_box_ends_a_cell_beyond_it_in_every_corner(analyzer: Analyzer, crops: Crops, corner: tuple[int, int]) -> None:
+    size, scale = analyzer.manifest.preprocess.mask_size, analyzer.manifest.preprocess.mask_size / analyzer.manifest.preprocess.image_size
+    x0, y0 = corner[0] * 42.0, corner[1] * 42.0
+    embed = np.zeros(analyzer.manifest.decoder.width, np.float32)
+    masks_MHW, _ = analyzer.masks(analyzer.encode(crops(1)), [0], [Answer(seg_embeds=[embed], within=(x0, y0, x0 + 14, y0 + 14))])
+    left, top, side = round(x0 * scale), round(y0 * scale), round(14 * scale)
+    inside = np.zeros((size, size), bool)
+    inside[max(top - 1, 0) : top + side + 1, max(left - 1, 0) : left + side + 1] = True
+    assert (masks_MHW[0][inside] > 0).all() and not masks_MHW[0][~inside].any()
+
+
+def test_a_box_between_the_centres_of_cells_still_has_one() -> None:
+    assert box_cells((10.9, 3.0, 11.0, 3.1), 16, 1.0).sum() == 1
+    assert box_cells((15.95, 15.95, 16.0, 16.0), 16, 1.0)[15, 15]
+    assert box_cells((0.0, 0.0, 16.0, 16.0), 16, 1.0).all()
+
+
+def test_localisation_decides_and_the_text_follows(analyzer: Analyzer, crops: Crops) -> None:
+    analyses = analyzer.analyze(crops(4), explain=["never"] * 4, queries=["nose", "mouth", (0, 0, 30, 30), (20, 20, 56, 56)])
+    for analysis in analyses:
+        assert analysis.answer is not None
+        assert analysis.answer.tampered == (analysis.answer.tampered_probability >= 0.5)
+        if not analysis.answer.tampered:
+            assert not analysis.answer.mask_probability_HW.any() and analysis.answer.explanation.evidence == ()
+
+
+def test_what_cannot_be_asked_is_refused(analyzer: Analyzer, reference: Bundle, crops: Crops) -> None:
+    with pytest.raises(ValueError, match="is no FICT concept"):
+        analyzer.analyze(crops(1), explain=["never"], queries=["third_eye"])
+    with pytest.raises(ValueError, match="is empty or leaves the 56 px crop"):
+        analyzer.analyze(crops(1), explain=["never"], queries=[(0.0, 0.0, 57.0, 10.0)])
+    whole_only = Analyzer(replace(reference, manifest=reference.manifest.model_copy(update={"query_levels": ()})))
+    with pytest.raises(ValueError, match="answers no region query"):
+        whole_only.analyze(crops(1), explain=["never"], queries=["nose"])
+    with pytest.raises(ValueError, match="1 crops but 1 explain policies and 2 queries"):
+        analyzer.analyze(crops(1), explain=["never"], queries=["nose", "mouth"])
+
+
 # The slot cache against teacher forcing. Shapes: B rows, P prefix tokens, L text tokens, E width, V vocabulary.
 
 
 def empty_cache(model: FiFaMLLM, rows: int) -> list[torch.Tensor]:
     config = model.config
     return [torch.zeros(rows, config.lm_heads, CAPACITY, config.lm_width // config.lm_heads) for _ in cache_names(config)]
+
+
+def read(model: FiFaMLLM, prefix_BPE: torch.Tensor, ids_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One question a row, teacher-forced."""
+    positions_BL = torch.arange(ids_BL.shape[1]).expand(ids_BL.shape)
+    return model.read(prefix_BPE, model.language.model.embed_tokens(ids_BL), torch.zeros_like(ids_BL), positions_BL)
 
 
 def slots(rows: int, first: int, count: int) -> torch.Tensor:
@@ -273,7 +362,7 @@ def test_prefill_and_decode_over_the_slot_cache_equal_teacher_forcing(model: FiF
     generator = torch.Generator().manual_seed(0)
     prefix_BPE = torch.randn(2, model.config.num_prefix_tokens, model.config.lm_width, generator=generator)
     ids_BL = torch.randint(0, model.config.vocab_size, (2, 9), generator=generator)
-    logits_BLV, hidden_BLE = model.read(prefix_BPE, ids_BL)
+    logits_BLV, hidden_BLE = read(model, prefix_BPE, ids_BL)
     part, embed = DecoderPart(model.language, model.config), model.language.model.embed_tokens
     first, prompt = prefix_BPE.shape[1], 4
     inputs = torch.cat([prefix_BPE, embed(ids_BL[:, :prompt])], 1)

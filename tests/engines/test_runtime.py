@@ -19,6 +19,7 @@ from engines.runtime import MANIFEST_NAME, Bundle, check_support, open_bundle, r
 
 FILES = [
     "encoder.onnx",
+    "box_encoder.onnx",
     "decoder.onnx",
     "mask_decoder.onnx",
     "face_detector.onnx",
@@ -69,7 +70,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sealed_bundle_opens(sealed: Path, served: Bundle) -> None:
-    assert set(served.engines) == {"encoder", "decoder", "mask_decoder", "face_detector"}
+    assert set(served.engines) == {"encoder", "decoder", "mask_decoder", "box_encoder", "face_detector"}
     assert served.manifest == read_manifest(sealed, pinned_digest=served.manifest.digest)
     assert served.token_embeddings_VE.shape == (served.manifest.decoder.vocab_size, served.manifest.decoder.width)
     assert served.token_embeddings_VE.dtype == np.float32
@@ -252,3 +253,13 @@ def test_detector_takes_any_batch_and_size(served: Bundle) -> None:
     assert {name: array.shape for name, array in out.items()} == {
         "heatmap": (2, 1, 16, 24), "scale": (2, 2, 16, 24), "offset": (2, 2, 16, 24), "landmarks": (2, 10, 16, 24),
     }  # fmt: skip
+
+
+def test_a_bundle_without_a_box_encoder_serves_if_it_promises_no_boxes(copied: Path) -> None:
+    manifest = read_manifest(copied)
+    whole_faces = manifest.model_copy(
+        update={"query_levels": ("region",), "parts": {name: part for name, part in manifest.parts.items() if name != "box_encoder"}}
+    )
+    check_support(whole_faces)
+    with pytest.raises(BundleError, match="has no part box_encoder"):
+        check_support(whole_faces.model_copy(update={"query_levels": ("region", "box")}))
