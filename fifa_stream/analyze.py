@@ -142,9 +142,20 @@ def _table(outcomes: Sequence[tuple[Path, Verdict | Refusal]]) -> Table:
         score = "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}"
         texts = [face.explanation.text for face in outcome.faces if face.explanation is not None]
         codes = sorted({note.code.value for notes in (outcome.notes, *(face.notes for face in outcome.faces)) for note in notes})
-        says = Text(printable(" ".join([*texts, *codes])), overflow="fold")
+        says = Text("\n".join(printable(line) for line in [" ".join([*texts, *codes]), *_answers(outcome)] if line), overflow="fold")
         table.add_row(name, Text(outcome.label.value, style=style), score, str(len(outcome.faces)), says)
     return table
+
+
+def _answers(verdict: Verdict) -> list[str]:
+    """A line for each face that was asked."""
+    if verdict.query is None:
+        return []
+    area = verdict.query.words
+    return [
+        f"{area}, face {answer.face + 1}: {'tampered' if answer.tampered else 'clean'} ({answer.tampered_probability:.3f}). {answer.explanation.text}"
+        for answer in verdict.query.answers
+    ]
 
 
 def shown(path: Path) -> str:

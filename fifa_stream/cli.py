@@ -61,8 +61,8 @@ app.add_typer(topics_app, name="topics")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
 EngineOption = Annotated[Path | None, typer.Option("--engine", help="Engine bundle; default: the one in the package.")]
-RegionOption = Annotated[str | None, typer.Option("--region", help="Ask about one facial concept, such as right_cheek.")]
-BoxOption = Annotated[str | None, typer.Option("--box", help="Ask about a box x0,y0,x1,y1 in pixels of the image.")]
+RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Ask about one facial concept: right_cheek, or 'right cheek'.")]
+BoxOption = Annotated[str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Ask about a box, in pixels of the image; far edges exclusive.")]
 
 
 @app.command()
@@ -90,11 +90,13 @@ def send(
     topic: Annotated[str | None, typer.Option("--topic", help="Default: kafka.frames_topic.")] = None,
     stream_id: Annotated[str, typer.Option("--stream-id", help="Key of the records; one stream stays in order.")] = "cli",
     crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
-    query: Annotated[str, typer.Option("--query", help="A facial concept, or a box x0,y0,x1,y1.")] = "",
+    region: RegionOption = None,
+    box: BoxOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Put images on the frames topic."""
     with _clear_errors():
+        query = _query(region, box)
         from fifa_stream.send import send_images
 
         kafka = _load(config).kafka
@@ -205,6 +207,21 @@ under `[kafka]` in the file. An unknown name is an error. The effective settings
 ## Settings
 
 {config.reference()}
+## Questions
+
+Header `fifa-query` of a frame asks every face about one area: a FICT id (`right_cheek`), its words (`right cheek`), or a box `x0,y0,x1,y1` in
+pixels of the frame, far edges exclusive. `fifa-stream send` sets it from `--region` or `--box`; `fifa-stream analyze` takes the same two. A value
+that is neither is dead-lettered as `invalid_header`.
+
+`query` of the verdict repeats the question and holds an answer for each face that was asked: whether the area is tampered and how probably, a
+mask, and an explanation of this area whose phrases point at pixels. A clean area has a sentence, an empty mask and no evidence. Masks of a box
+question hold only pixels that lie in the box with their whole area. Score, label and explanation of the whole face are what they are without a
+question.
+
+A face is not asked when it is unfit to be judged, when its frame is late, or when the box covers less than a pixel of its crop. Where no face was
+asked, a note of the verdict says why: `query_not_on_a_face` (no face is there) or `query_not_answered` (the frame is late, the face is unfit, or
+the bundle answers no such questions: `query_levels` of its manifest).
+
 ## Health
 
 One port, `runtime.health_port`: `/health/started` (engine loaded and group joined once), `/health/ready` (member of the group and not draining),
@@ -228,19 +245,19 @@ def _load(config: Path | None) -> "Settings":
 
 
 def _query(region: str | None, box: str | None) -> "Query | None":
-    if region and box:
-        raise typer.BadParameter("--region and --box are two questions; ask one")
-    if not (region or box):
+    """Read the two options that ask about an area; RecordError for a text that is no question ends the program with USAGE."""
+    if region is not None and box is not None:
+        _end(ExitCode.USAGE, f"--region {region!r} and --box {box!r} are two questions; ask one")
+    if region is not None and "," in region:
+        _end(ExitCode.USAGE, f"--region {region!r} is not a name such as right_cheek; a box goes to --box")
+    if box is not None and "," not in box:
+        _end(ExitCode.USAGE, f"--box {box!r} is not four numbers x0,y0,x1,y1; a name goes to --region")
+    text, option = (region, "--region") if box is None else (box, "--box")
+    if text is None:
         return None
-    from fifa_stream.records import RecordError, parse_query
+    from fifa_stream.records import parse_query
 
-    try:
-        query = parse_query(region or box or "")
-    except RecordError as error:
-        raise typer.BadParameter(str(error)) from None
-    if (query.region is None) == bool(region):
-        raise typer.BadParameter("--region takes a name, --box four numbers x0,y0,x1,y1")
-    return query
+    return parse_query(text, source=option)
 
 
 @contextlib.contextmanager
@@ -248,7 +265,7 @@ def _clear_errors() -> Iterator[None]:
     """An expected error is one line on standard error and its exit status; anything else is shown with its traceback and ends with STOPPED."""
     try:
         yield
-    except (typer.Exit, typer.Abort, typer.BadParameter):
+    except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
         names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
@@ -256,8 +273,12 @@ def _clear_errors() -> Iterator[None]:
         if status is None:
             traceback.print_exc()
             _exit(ExitCode.STOPPED)
-        typer.echo(f"fifa-stream: {' '.join(str(error).split())}", err=True)
-        _exit(status)
+        _end(status, " ".join(str(error).split()))
+
+
+def _end(status: ExitCode, message: str) -> NoReturn:
+    typer.echo(f"fifa-stream: {message}", err=True)
+    _exit(status)
 
 
 def _exit(status: ExitCode) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Stage 4: frames to verdicts. Decodes, finds faces, judges all faces of all frames in one batch, and takes masks home to frame pixels.
+"""Stage 4: frames to verdicts. Decodes, finds faces, judges all faces of all frames in one batch, takes questions to crops and masks home.
 
 `FramePipeline.process` serves Kafka records; `judge` serves images that never saw a broker. Both answer every image by a verdict or a RecordError.
 """
@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 
 from engines import fict
 from engines.analyzer import ExplainPolicy
-from engines.contracts import FORGERY_TYPES, Analysis, Evidence, Label, Manifest, Mask, OperatingPoint
+from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
 from engines.preprocess import Crop
 from engines.runtime import Bundle
 from fifa_stream.decode import DecodeLimits, Frame, decode_image
@@ -23,6 +23,7 @@ from fifa_stream.records import (
     EngineIdentity,
     EvidenceItem,
     ExplanationText,
+    FaceAnswer,
     FaceVerdict,
     ForgeryType,
     FrameRecord,
@@ -32,6 +33,7 @@ from fifa_stream.records import (
     NoteCode,
     OperatingPointUsed,
     Query,
+    QueryAnswered,
     RecordError,
     RunLengths,
     Verdict,
@@ -54,8 +56,10 @@ class FaceAnalyzer(Protocol):
         """The two cuts in use."""
         ...
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy]) -> list[Analysis]:
-        """Judge a batch of face crops; one policy per face."""
+    def analyze(
+        self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy], queries: Sequence[AreaQuery | None] | None = None
+    ) -> list[Analysis]:
+        """Judge a batch of face crops; one policy per face, and one question or None."""
         ...
 
     def label(self, fake_score: float) -> Label:
@@ -83,7 +87,7 @@ class EncodedImage:
     """As declared; checked against the bytes."""
     is_crop: bool = False
     deadline_ms: int | None = None
-    """Unix time; faces judged later are not explained."""
+    """Unix time; faces judged later are neither explained nor asked."""
     query: Query | None = None
     input: InputCoordinates | None = None
     """Which record it came in; None without a broker."""
@@ -113,6 +117,10 @@ class _Open:
     frame: Frame
     found: FoundFaces
     is_late: bool
+    asked: tuple[AreaQuery | None, ...]
+    """One for each face found."""
+    notes: tuple[Note, ...]
+    """Why nothing is asked."""
     timings_ms: dict[str, float]
     analyses: list[Analysis] = field(default_factory=list)
 
@@ -164,19 +172,50 @@ class FramePipeline:
         found = self._detector.whole(frame.image_HWC) if image.is_crop else self._detector.detect(frame.image_HWC)
         is_late = image.deadline_ms is not None and self._unix_time_s() * 1000 > image.deadline_ms
         timings_ms = {"decode": (decoded - start) * 1000, "detect": (self._clock_s() - decoded) * 1000, "analyze": 0.0}
-        return _Open(image, frame, found, is_late, timings_ms)
+        asked, notes = self._ask(image.query, found.faces, frame.image_HWC.shape[:2], is_late)
+        return _Open(image, frame, found, is_late, asked, notes, timings_ms)
+
+    def _ask(
+        self, query: Query | None, faces: Sequence[Face], frame_size_hw: tuple[int, int], is_late: bool
+    ) -> tuple[tuple[AreaQuery | None, ...], tuple[Note, ...]]:
+        """What each face is asked; a note says why where none is."""
+        nobody = (None,) * len(faces)
+        if query is None:
+            return nobody, ()
+        levels, wanted = self._analyzer.manifest.query_levels, "region" if query.box_xyxy is None else "box"
+        if wanted not in levels:
+            known = " and ".join(("the whole face", *(f"a {level}" for level in levels)))
+            message = f"engine {self._engine.name} {self._engine.version} answers about {known}, not about a {wanted}"
+            return nobody, (Note(code=NoteCode.QUERY_NOT_ANSWERED, message=message),)
+        places: list[AreaQuery | None]
+        if query.box_xyxy is None:
+            places = [query.region] * len(faces)
+        else:
+            pixels = whole_pixels(query.box_xyxy, frame_size_hw)
+            places = [None if pixels is None else box_in_crop(pixels, face.crop) for face in faces]
+        asked = tuple(place if face.quality.passed and not is_late else None for face, place in zip(faces, places, strict=True))
+        if any(asked):
+            return asked, ()
+        if not any(places):
+            height, width = frame_size_hw
+            message = "the box touches no face" if faces else "there is no face to ask about"
+            return nobody, (Note(code=NoteCode.QUERY_NOT_ON_A_FACE, message=f"{message}; the frame is {width} x {height} pixels"),)
+        reason = "the deadline has passed" if is_late else "no face that the question is about is fit to be judged"
+        return nobody, (Note(code=NoteCode.QUERY_NOT_ANSWERED, message=f"{reason}: not asked"),)
 
     def _analyze(self, items: Sequence[_Open]) -> None:
         """Judge all faces in runs of at most `max_batch_faces`; each frame is charged its share of a run's time."""
-        faces = [(item, face) for item in items for face in item.found.faces]
+        faces = [(item, face, asked) for item in items for face, asked in zip(item.found.faces, item.asked, strict=True)]
         for first in range(0, len(faces), self._limits.max_batch_faces):
             batch = faces[first : first + self._limits.max_batch_faces]
             start = self._clock_s()
             analyses = self._analyzer.analyze(
-                np.stack([face.crop.image_HWC for _, face in batch]), explain=[self._policy(item, face) for item, face in batch]
+                np.stack([face.crop.image_HWC for _, face, _ in batch]),
+                explain=[self._policy(item, face) for item, face, _ in batch],
+                queries=[asked for _, _, asked in batch],
             )
             share_ms = (self._clock_s() - start) * 1000 / len(batch)
-            for (item, _), analysis in zip(batch, analyses, strict=True):
+            for (item, _, _), analysis in zip(batch, analyses, strict=True):
                 item.analyses.append(analysis)
                 item.timings_ms["analyze"] += share_ms
 
@@ -200,8 +239,8 @@ class FramePipeline:
             notes.extend(Note(code=note.code, message=f"no face is fit to decide: {note.message}") for note in faults.values())
         if item.is_late:
             notes.append(Note(code=NoteCode.DEADLINE_PASSED, message=f"judged after deadline-ms {image.deadline_ms}: scored, not explained"))
-        if image.query is not None:
-            notes.append(Note(code=NoteCode.QUERY_NOT_ANSWERED, message="this engine answers for whole faces only"))
+        notes.extend(item.notes)
+        query = None if image.query is None else _answered(image.query, item)
         timings_ms = {**item.timings_ms, "masks": (self._clock_s() - start) * 1000}
         timings_ms["total"] = sum(timings_ms.values())
         coordinates = image.input
@@ -216,7 +255,7 @@ class FramePipeline:
             faces=faces,
             notes=tuple(notes),
             timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings_ms.items()},
-            query=None if image.query is None else _echo(image.query),
+            query=query,
         )
 
     def _face_verdict(self, number: int, face: Face, analysis: Analysis, frame_size_hw: tuple[int, int]) -> FaceVerdict:
@@ -227,6 +266,13 @@ class FramePipeline:
             notes.append(Note(code=NoteCode.NOT_EXPLAINED, message=f"{reason}: scored only"))
         if explanation is not None and explanation.truncated:
             notes.append(Note(code=NoteCode.EXPLANATION_TRUNCATED, message="the length limit was reached; the text ends at the last whole sentence"))
+        if analysis.answer is not None and analysis.answer.explanation.truncated:
+            notes.append(
+                Note(
+                    code=NoteCode.EXPLANATION_TRUNCATED,
+                    message="the answer to the query reached the length limit; it ends at its last whole sentence",
+                )
+            )
         probs = {name: round(float(p), 6) for name, p in zip(FORGERY_TYPES, analysis.type_probs, strict=True)}
         return FaceVerdict(
             id=number,
@@ -247,31 +293,104 @@ class FramePipeline:
         )
 
 
-def _evidence_item(item_id: str, evidence: Evidence, crop: Crop, frame_size_hw: tuple[int, int]) -> EvidenceItem:
-    mask_HW = mask_in_frame(evidence.mask_probability_HW, crop, frame_size_hw)
-    mask = Mask.encode(mask_HW)
+def _answered(query: Query, item: _Open) -> QueryAnswered:
+    height, width = item.frame.image_HWC.shape[:2]
+    answers = []
+    for number, (face, asked, analysis) in enumerate(zip(item.found.faces, item.asked, item.analyses, strict=True)):
+        if asked is not None:
+            assert analysis.answer is not None, f"the engine was asked about {asked!r} and did not answer"
+            answers.append(_face_answer(number, analysis.answer, face.crop, (height, width), query.box_xyxy))
+    return QueryAnswered(region=query.region, box=query.box_xyxy, answers=tuple(answers))
+
+
+def _face_answer(number: int, answer: AreaAnswer, crop: Crop, frame_size_hw: tuple[int, int], box_xyxy: Box | None) -> FaceAnswer:
+    mask_HW = mask_in_frame(answer.mask_probability_HW, crop, frame_size_hw, only_in=box_xyxy)
+    explanation = answer.explanation
+    return FaceAnswer(
+        face=number,
+        tampered=answer.tampered,
+        tampered_probability=answer.tampered_probability,
+        mask=_run_lengths(mask_HW),
+        mask_confidence=answer.mask_confidence,
+        box=tight_box(mask_HW),
+        explanation=ExplanationText(text=explanation.text, markup=explanation.markup),
+        evidence=tuple(
+            _evidence_item(f"{number}.query.{index}", evidence, crop, frame_size_hw, only_in=box_xyxy)
+            for index, evidence in enumerate(explanation.evidence)
+        ),
+    )
+
+
+def _evidence_item(item_id: str, evidence: Evidence, crop: Crop, frame_size_hw: tuple[int, int], *, only_in: Box | None = None) -> EvidenceItem:
+    mask_HW = mask_in_frame(evidence.mask_probability_HW, crop, frame_size_hw, only_in=only_in)
     return EvidenceItem(
         id=item_id,
         phrase=evidence.phrase,
         char_span=evidence.char_span,
         concept=evidence.concept,
         concept_path=fict.concepts()[evidence.concept].path,
-        mask=RunLengths(size=mask.size_hw, counts=mask.counts),
+        mask=_run_lengths(mask_HW),
         mask_confidence=evidence.mask_confidence,
         box=tight_box(mask_HW),
         measured={name: round(value, 4) for name, value in evidence.measured.items()},
     )
 
 
-def mask_in_frame(mask_probability_HW: NDArray[np.float32], crop: Crop, frame_size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Warp a mask grid that covers the whole crop to frame pixels and cut it at `MASK_THRESHOLD`; what lies beyond the frame is lost."""
+def _run_lengths(mask_HW: NDArray[np.bool_]) -> RunLengths:
+    mask = Mask.encode(mask_HW)
+    return RunLengths(size=mask.size_hw, counts=mask.counts)
+
+
+def whole_pixels(box_xyxy: Box, frame_size_hw: tuple[int, int]) -> Box | None:
+    """The pixels of the frame that lie inside a box with their whole area, as a box; None where there is none."""
+    height, width = frame_size_hw
+    x0, y0, x1, y1 = box_xyxy
+    left, top = max(0.0, float(np.ceil(x0))), max(0.0, float(np.ceil(y0)))
+    right, bottom = min(float(width), float(np.floor(x1))), min(float(height), float(np.floor(y1)))
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def box_in_crop(box_xyxy: Box, crop: Crop) -> Box | None:
+    """Bounds, in crop pixels, of what a box in frame pixels shares with a crop; None where that is less than a crop pixel wide or high.
+
+    On a turned crop the bounds hold more than the box: the answer's mask is cut to the box once more when it is back in the frame.
+    """
+    size = crop.image_HWC.shape[0]
+    to_frame_33 = np.vstack([crop.to_frame_23, [0.0, 0.0, 1.0]])
+    # First to the crop's bounds in the frame: what lies beyond them would only widen the bounds in the crop, or let it touch by a corner.
+    around = _bounds((0.0, 0.0, float(size), float(size)), to_frame_33)
+    shared = _overlap(box_xyxy, around)
+    if shared is None:
+        return None
+    inside = _overlap(_bounds(shared, np.linalg.inv(to_frame_33)), (0.0, 0.0, float(size), float(size)))
+    return inside if inside is not None and inside[2] - inside[0] >= 1 and inside[3] - inside[1] >= 1 else None
+
+
+def _bounds(box_xyxy: Box, to_33: NDArray[np.float64]) -> Box:
+    """Bounds of a box whose four corners are mapped; in coordinates where a pixel is a unit square, as Pillow's."""
+    x0, y0, x1, y1 = box_xyxy
+    xs, ys, _ = to_33 @ np.array([[x0, x1, x1, x0], [y0, y0, y1, y1], [1.0, 1.0, 1.0, 1.0]])
+    return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    left, top, right, bottom = max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def mask_in_frame(
+    mask_probability_HW: NDArray[np.float32], crop: Crop, frame_size_hw: tuple[int, int], *, only_in: Box | None = None
+) -> NDArray[np.bool_]:
+    """Warp a mask grid that covers the whole crop to frame pixels and cut it at `MASK_THRESHOLD`; what lies beyond the frame is lost.
+
+    `only_in` (frame pixels) leaves the pixels that lie inside a box with their whole area.
+    """
     height, width = frame_size_hw
     crop_size = crop.image_HWC.shape[0]
     to_frame_33 = np.vstack([crop.to_frame_23, [0.0, 0.0, 1.0]])
-    corners_3N = np.array([[0, crop_size, crop_size, 0], [0, 0, crop_size, crop_size], [1, 1, 1, 1]], np.float64)
-    xs, ys, _ = to_frame_33 @ corners_3N
-    left, top = max(0, int(np.floor(xs.min()))), max(0, int(np.floor(ys.min())))
-    right, bottom = min(width, int(np.ceil(xs.max()))), min(height, int(np.ceil(ys.max())))
+    x0, y0, x1, y1 = _bounds((0.0, 0.0, float(crop_size), float(crop_size)), to_frame_33)
+    left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
+    right, bottom = min(width, int(np.ceil(x1))), min(height, int(np.ceil(y1)))
     frame_HW = np.zeros((height, width), bool)
     if right <= left or bottom <= top:
         return frame_HW
@@ -282,7 +401,12 @@ def mask_in_frame(mask_probability_HW: NDArray[np.float32], crop: Crop, frame_si
     grid = Image.fromarray(np.ascontiguousarray(mask_probability_HW, np.float32))
     window = grid.transform((right - left, bottom - top), Image.Transform.AFFINE, tuple(to_grid_33[:2].ravel().tolist()), Image.Resampling.BILINEAR)
     frame_HW[top:bottom, left:right] = np.asarray(window) >= MASK_THRESHOLD
-    return frame_HW
+    if only_in is None:
+        return frame_HW
+    left, top, right, bottom = map(int, whole_pixels(only_in, frame_size_hw) or (0, 0, 0, 0))
+    inside_HW = np.zeros_like(frame_HW)
+    inside_HW[top:bottom, left:right] = frame_HW[top:bottom, left:right]
+    return inside_HW
 
 
 def tight_box(mask_HW: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:
@@ -296,7 +420,3 @@ def tight_box(mask_HW: NDArray[np.bool_]) -> tuple[float, float, float, float] |
 def _rounded(box_xyxy: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (round(side, 2) for side in box_xyxy)
     return x0, y0, x1, y1
-
-
-def _echo(query: Query) -> dict[str, Any]:
-    return {"region": query.region} if query.region is not None else {"box": query.box_xyxy}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of verdicts: each face, its score, and its explanation, where a phrase shows its mask and a mask its phrase.
+"""One self-contained HTML page of verdicts: each face, its score, its explanation and its answer, where words show their mask and a mask its words.
 
 The page loads nothing: pictures are data URIs, and its policy admits exactly the style and the script below, by hash. Every string of a record is
 escaped here, once, in Python; the script never writes text.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from engines.contracts import Mask
 from fifa_stream.decode import DecodeLimits, decode_image
-from fifa_stream.records import EvidenceItem, FaceVerdict, Note, OperatingPointUsed, Verdict
+from fifa_stream.records import Box, EvidenceItem, FaceAnswer, FaceVerdict, Note, OperatingPointUsed, QueryAnswered, RunLengths, Verdict
 
 FRAME_SIDE_PX = 640
 """Longest side of an embedded frame."""
@@ -47,6 +47,37 @@ class PageEntry:
     expected: str | None = None
     """What should have come out, in words; shown beside what did."""
     is_as_expected: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A mask and what names it: what is pointed at lights the other."""
+
+    id: str
+    ink: int
+    """Which of `_INKS`."""
+    words: str
+    mask: RunLengths
+
+    def button(self, text: str) -> str:
+        """Words that show the mask."""
+        return f'<button type="button" class="phrase k{self.ink}" data-evidence="{self.id}" aria-pressed="false">{escape(text)}</button>'
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one face answered."""
+
+    query: QueryAnswered
+    answer: FaceAnswer
+    area: _Mark | None
+    """The whole artifact in the asked area; None for an empty mask."""
+    evidence: tuple[_Mark, ...]
+
+    @property
+    def marks(self) -> tuple[_Mark, ...]:
+        """All that can be pointed at."""
+        return self.evidence if self.area is None else (self.area, *self.evidence)
 
 
 def write_page(path: Path, entries: Sequence[PageEntry], *, title: str, banner: str | None = None) -> None:
@@ -135,7 +166,7 @@ def _article(number: int, entry: PageEntry) -> str:
         encoded = entry.encoded.read_bytes() if isinstance(entry.encoded, Path) else entry.encoded
         if hashlib.sha256(encoded).hexdigest() == media.sha256:  # a file may have changed since; its masks would then lie
             image_HWC = decode_image(encoded, content_type=None, limits=DecodeLimits(len(encoded), max_pixels=1 << 31)).image_HWC
-    faces = "".join(_face(f"{number}-{face.id}", face, outcome.operating_point, image_HWC) for face in outcome.faces)
+    faces = "".join(_face(f"{number}-{face.id}", face, outcome, image_HWC) for face in outcome.faces)
     frame = "" if image_HWC is None else f'<div class="frame">{_frame_picture(image_HWC, outcome)}</div>'
     timings = ", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in outcome.timings_ms.items())
     return (
@@ -162,6 +193,8 @@ def _frame_picture(image_HWC: NDArray[np.uint8], verdict: Verdict) -> str:
             f'<rect class="{face.label.value}" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
             f'<text x="{x0 + letter_px / 4:g}" y="{y0 + letter_px:g}" font-size="{letter_px:g}" stroke-width="{letter_px / 8:g}">{face.id + 1}</text>'
         )
+    if verdict.query is not None and verdict.query.box is not None:
+        boxes.append(_asked_box(verdict.query.box))
     label = f"The frame with {len(verdict.faces)} face{'' if len(verdict.faces) == 1 else 's'} marked"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
@@ -169,12 +202,44 @@ def _frame_picture(image_HWC: NDArray[np.uint8], verdict: Verdict) -> str:
     )
 
 
-def _face(face_id: str, face: FaceVerdict, point: OperatingPointUsed, image_HWC: NDArray[np.uint8] | None) -> str:
-    view = "" if image_HWC is None else _view(face_id, face, image_HWC)
+def _asked_box(box: Box, scale: float = 1.0) -> str:
+    x0, y0, x1, y1 = (side * scale for side in box)
+    return f'<rect class="asked" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
+
+
+def _face(face_id: str, face: FaceVerdict, verdict: Verdict, image_HWC: NDArray[np.uint8] | None) -> str:
+    marks = _marks(face_id, 0, face.evidence)
+    asked = None if verdict.query is None else _asked(face_id, face, verdict.query)
+    shown = marks if asked is None else (*marks, *asked.marks)
+    view = "" if image_HWC is None else _view(face, shown, image_HWC, None if verdict.query is None else verdict.query.box)
+    explanation = "" if face.explanation is None else _explanation(face.explanation.text, face.evidence, marks)
     return (
         f'<section data-face="{face_id}"><div class="view">{view}</div><div><div class="heading"><h3>Face {face.id + 1}</h3>'
-        f'<span class="score">{face.fake_score:.3f}</span>{_chip(face.label.value)}</div>{_scale(face.fake_score, point)}{_types(face)}'
-        f"{_explanation(face_id, face)}{_evidence_table(face)}{_notes(face.notes)}</div></section>"
+        f'<span class="score">{face.fake_score:.3f}</span>{_chip(face.label.value)}</div>{_scale(face.fake_score, verdict.operating_point)}'
+        f"{_types(face)}{explanation}{_evidence_table(face.evidence)}{'' if asked is None else _answer(asked)}{_notes(face.notes)}</div></section>"
+    )
+
+
+def _marks(prefix: str, first_ink: int, evidence: Sequence[EvidenceItem]) -> tuple[_Mark, ...]:
+    return tuple(_Mark(f"{prefix}-{index}", (first_ink + index) % len(_INKS), item.phrase, item.mask) for index, item in enumerate(evidence))
+
+
+def _asked(face_id: str, face: FaceVerdict, query: QueryAnswered) -> _Asked | None:
+    """The answer of this face, its inks behind those of the explanation."""
+    answer = next((answer for answer in query.answers if answer.face == face.id), None)
+    if answer is None:
+        return None
+    area = None if answer.box is None else _Mark(f"{face_id}-asked", len(face.evidence) % len(_INKS), query.words, answer.mask)
+    return _Asked(query, answer, area, _marks(f"{face_id}-asked", len(face.evidence) + 1, answer.evidence))
+
+
+def _answer(asked: _Asked) -> str:
+    answer, words = asked.answer, asked.query.words
+    area = escape(words) if asked.area is None else asked.area.button(words)
+    return (
+        f'<div class="answer"><div class="heading"><h4>Asked: {area}</h4><span>{answer.tampered_probability:.3f}</span>'
+        f"{_chip('tampered' if answer.tampered else 'clean')}</div>"
+        f"{_explanation(answer.explanation.text, answer.evidence, asked.evidence)}{_evidence_table(answer.evidence)}</div>"
     )
 
 
@@ -199,30 +264,24 @@ def _types(face: FaceVerdict) -> str:
     return f'<div class="quiet">If it is a fake, it is of type</div><div class="types">{rows}</div>'
 
 
-def _explanation(face_id: str, face: FaceVerdict) -> str:
+def _explanation(text: str, evidence: Sequence[EvidenceItem], marks: Sequence[_Mark]) -> str:
     """The plain text with a button on the character span of each phrase; spans that overlap an earlier one stay text."""
-    if face.explanation is None:
-        return ""
-    text, position, out = face.explanation.text, 0, []
-    for index, item in sorted(enumerate(face.evidence), key=lambda pair: pair[1].char_span):
+    position, out = 0, []
+    for item, mark in sorted(zip(evidence, marks, strict=True), key=lambda pair: pair[0].char_span):
         start, end = item.char_span
         if start < position:
             continue
-        out.append(escape(text[position:start]))
-        out.append(
-            f'<button type="button" class="phrase k{index % len(_INKS)}" data-evidence="{face_id}-{index}" aria-pressed="false">'
-            f"{escape(text[start:end])}</button>"
-        )
+        out.append(escape(text[position:start]) + mark.button(text[start:end]))
         position = end
     out.append(escape(text[position:]))
     return f'<p class="explanation">{"".join(out)}</p>'
 
 
-def _evidence_table(face: FaceVerdict) -> str:
-    if not face.evidence:
+def _evidence_table(evidence: Sequence[EvidenceItem]) -> str:
+    if not evidence:
         return ""
     rows = []
-    for item in face.evidence:
+    for item in evidence:
         measured = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in item.measured.items())
         rows.append(
             f"<tr><td>{escape(item.phrase)}</td><td>{escape(' / '.join(item.concept_path))}</td>"
@@ -239,7 +298,7 @@ def _notes(notes: Sequence[Note]) -> str:
     return f'<ul class="notes">{"".join(f"<li><b>{escape(note.code.value)}</b>: {escape(note.message)}</li>" for note in notes)}</ul>'
 
 
-def _view(face_id: str, face: FaceVerdict, image_HWC: NDArray[np.uint8]) -> str:
+def _view(face: FaceVerdict, marks: Sequence[_Mark], image_HWC: NDArray[np.uint8], asked_box: Box | None) -> str:
     height, width = image_HWC.shape[:2]
     x0, y0, x1, y1 = face.box
     half = VIEW_SCALE * max(x1 - x0, y1 - y0) / 2
@@ -249,23 +308,26 @@ def _view(face_id: str, face: FaceVerdict, image_HWC: NDArray[np.uint8]) -> str:
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     picture = Image.fromarray(np.ascontiguousarray(image_HWC[top:bottom, left:right])).resize(size, Image.Resampling.LANCZOS)
     masks = []
-    for index, item in enumerate(face.evidence):
-        mask_HW = Mask(item.mask.size, item.mask.counts).decode()[top:bottom, left:right]
+    for mark in marks:
+        mask_HW = Mask(mark.mask.size, mark.mask.counts).decode()[top:bottom, left:right]
         shown = Image.fromarray(mask_HW.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        masks.append((index, item, np.asarray(shown) >= 128))
-    masks.sort(key=lambda entry: -int(entry[2].sum()))  # the smallest lies on top and can be pointed at
+        masks.append((mark, np.asarray(shown) >= 128))
+    masks.sort(key=lambda entry: -int(entry[1].sum()))  # the smallest lies on top and can be pointed at
     layers = "".join(
-        f'<image class="mask" data-evidence="{face_id}-{index}" href="{_tint(mask_HW, index)}" width="{size[0]}" height="{size[1]}"/>'
-        for index, _, mask_HW in masks
+        f'<image class="mask" data-evidence="{mark.id}" href="{_tint(mask_HW, mark.ink)}" width="{size[0]}" height="{size[1]}"/>'
+        for mark, mask_HW in masks
     )
-    hits = "".join(_hit(f"{face_id}-{index}", item, mask_HW) for index, item, mask_HW in masks if mask_HW.any())
+    hits = "".join(_hit(mark, mask_HW) for mark, mask_HW in masks if mask_HW.any())
+    if asked_box is not None:
+        x0, y0, x1, y1 = asked_box
+        layers += _asked_box((x0 - left, y0 - top, x1 - left, y1 - top), scale)
     return (
         f'<svg viewBox="0 0 {size[0]} {size[1]}" role="group" aria-label="Face {face.id + 1}">'
         f'<image href="{_jpeg(picture)}" width="{size[0]}" height="{size[1]}"/>{layers}{hits}</svg>'
     )
 
 
-def _hit(evidence_id: str, item: EvidenceItem, mask_HW: NDArray[np.bool_]) -> str:
+def _hit(mark: _Mark, mask_HW: NDArray[np.bool_]) -> str:
     """An invisible shape over the mask that can be pointed at and focused: one box per run of grid cells."""
     pitch = HIT_CELL_PX
     cells_HW = mask_HW[::pitch, ::pitch]
@@ -274,19 +336,19 @@ def _hit(evidence_id: str, item: EvidenceItem, mask_HW: NDArray[np.bool_]) -> st
     _, ends = np.nonzero(steps_HW == -1)
     path = "".join(f"M{s * pitch} {r * pitch}h{(e - s) * pitch}v{pitch}h{(s - e) * pitch}z" for r, s, e in zip(rows, starts, ends, strict=True))
     return (
-        f'<path class="hit" data-evidence="{evidence_id}" d="{path}" tabindex="0" role="button" aria-pressed="false" '
-        f'aria-label="mask of: {escape(item.phrase)}"><title>{escape(item.phrase)}</title></path>'
+        f'<path class="hit" data-evidence="{mark.id}" d="{path}" tabindex="0" role="button" aria-pressed="false" '
+        f'aria-label="mask of: {escape(mark.words)}"><title>{escape(mark.words)}</title></path>'
     )
 
 
-def _tint(mask_HW: NDArray[np.bool_], index: int) -> str:
-    """A PNG data URI: the mask in the ink of its phrase, transparent elsewhere, its edge opaque."""
+def _tint(mask_HW: NDArray[np.bool_], ink: int) -> str:
+    """A PNG data URI: the mask in the ink of its words, transparent elsewhere, its edge opaque."""
     padded = np.pad(mask_HW, 2)
     eroded = np.ones_like(mask_HW)
     for dy, dx in ((0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)):
         eroded &= padded[dy : dy + mask_HW.shape[0], dx : dx + mask_HW.shape[1]]
     levels = Image.fromarray(np.where(eroded, 1, np.where(mask_HW, 2, 0)).astype(np.uint8))
-    levels.putpalette([0, 0, 0, *_INKS[index % len(_INKS)], *_INKS[index % len(_INKS)]])
+    levels.putpalette([0, 0, 0, *_INKS[ink], *_INKS[ink]])
     buffer = BytesIO()
     levels.save(buffer, "PNG", transparency=bytes([0, 130, 255]), bits=2, optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -11,21 +11,21 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engines import fict
 from engines.contracts import Label
 
-SCHEMA_VERSION = "1.0"
-"""Of the verdict: minor grows with optional fields, major breaks."""
+SCHEMA_VERSION: Final = "1.1"
+"""Of the verdict: minor grows with optional fields, major breaks. 1.1 gives `query` a type and answers; in 1.0 it was the bare question."""
 
 VERDICT_TYPE = "fifa.verdict.v1"
-VERDICT_SCHEMA = "urn:fifa-stream:verdict:1.0"
+VERDICT_SCHEMA = f"urn:fifa-stream:verdict:{SCHEMA_VERSION}"
 EVENT_SOURCE = "urn:fifa-stream"
 
-RESERVED = ("query", "timeline", "segments", "stream")
+RESERVED = ("timeline", "segments", "stream")
 """Verdict fields that are in the schema from the first version and filled when streams have a memory."""
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -74,10 +74,19 @@ class RawRecord:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What was asked of this frame: one FICT concept, or one box in frame pixels."""
+    """What was asked of this frame: one FICT concept, or one box in frame pixels; never both."""
 
     region: str | None = None
     box_xyxy: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.region is None) == (self.box_xyxy is None):
+            raise ValueError(f"a query asks about a region or a box, got region {self.region!r} and box {self.box_xyxy!r}; give one of them")
+
+    @property
+    def text(self) -> str:
+        """As header `fifa-query` carries it: `parse_query` gives the same query back."""
+        return self.region or "" if self.box_xyxy is None else ",".join(repr(float(side)) for side in self.box_xyxy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,7 @@ class NoteCode(StrEnum):
     EXPLANATION_TRUNCATED = "explanation_truncated"
     DEADLINE_PASSED = "deadline_passed"
     QUERY_NOT_ANSWERED = "query_not_answered"
+    QUERY_NOT_ON_A_FACE = "query_not_on_a_face"
 
 
 class Note(_Wire):
@@ -189,7 +199,7 @@ class EvidenceItem(_Wire):
     id: str
     phrase: str
     char_span: tuple[int, int]
-    """Unicode code points into `explanation.text`, end exclusive."""
+    """Unicode code points into the `text` of the explanation beside it, end exclusive."""
     concept: str
     concept_path: tuple[str, ...]
     mask: RunLengths
@@ -244,10 +254,46 @@ class FaceVerdict(_Wire):
     notes: tuple[Note, ...] = ()
 
 
+class FaceAnswer(_Wire):
+    """What one face shows in the asked area."""
+
+    face: int
+    """`id` of the face among `faces`."""
+    tampered: bool
+    """Whether the area holds an artifact; `tampered_probability` is then 0.5 or more."""
+    tampered_probability: Score
+    mask: RunLengths
+    """The artifact, in frame pixels and never outside an asked box; empty for a clean area."""
+    mask_confidence: Score
+    """Predicted IoU of the mask; 0 for a clean area."""
+    box: Box | None
+    """Tight box of the mask; null when the mask is empty."""
+    explanation: ExplanationText
+    """Speaks of the asked area only."""
+    evidence: tuple[EvidenceItem, ...] = ()
+    """Where the phrases of this explanation point; none for a clean area."""
+
+
+class QueryAnswered(_Wire):
+    """What was asked beside the whole face, and what every face that could be asked shows there: a region or a box, the other is null."""
+
+    region: str | None = None
+    """FICT id."""
+    box: Box | None = None
+    """As asked, in frame pixels."""
+    answers: tuple[FaceAnswer, ...] = ()
+    """In the order of `faces`. Faces unfit to be judged and those that the box does not touch are left out; where none is left a note says why."""
+
+    @property
+    def words(self) -> str:
+        """The asked area for a reader: 'right cheek', 'box 10, 20, 30, 40'."""
+        return (self.region or "").replace("_", " ") if self.box is None else f"box {', '.join(f'{side:g}' for side in self.box)}"
+
+
 class Verdict(_Wire):
     """What is said of one frame. `timeline`, `segments` and `stream` are reserved: filled when streams have a memory."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.0", "1.1"] = SCHEMA_VERSION
     id: str
     """'topic/partition/offset', or the media digest where there is no broker."""
     input: InputCoordinates | None
@@ -260,14 +306,15 @@ class Verdict(_Wire):
     faces: tuple[FaceVerdict, ...]
     notes: tuple[Note, ...] = ()
     timings_ms: dict[str, float]
-    query: dict[str, Any] | None = None
+    query: QueryAnswered | None = None
+    """The question of header `fifa-query` and its answers."""
     timeline: tuple[dict[str, Any], ...] | None = None
     segments: tuple[dict[str, Any], ...] | None = None
     stream: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
-        """UTF-8 JSON; the reserved fields are left out while nothing fills them."""
-        return self.model_dump_json(exclude={name for name in RESERVED if getattr(self, name) is None}).encode()
+        """UTF-8 JSON; `query` is left out where nothing was asked, and the reserved fields while nothing fills them."""
+        return self.model_dump_json(exclude={name for name in ("query", *RESERVED) if getattr(self, name) is None}).encode()
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Self:
@@ -303,20 +350,20 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
     )
 
 
-def parse_query(text: str) -> Query:
-    """'right_cheek', 'right cheek' or 'x0,y0,x1,y1'. Raises RecordError (`invalid_header`)."""
+def parse_query(text: str, *, source: str = "fifa-query") -> Query:
+    """'right_cheek', 'right cheek' or 'x0,y0,x1,y1'; errors name `source`. Raises RecordError (`invalid_header`)."""
     if "," not in text:
-        name = _bounded("fifa-query", text.strip())
+        name = _bounded(source, text.strip())
         region = name if name in fict.concepts() else fict.by_phrase().get(name)
         if region is None:
-            raise RecordError(Reason.INVALID_HEADER, f"fifa-query {name[:80]!r} names no facial concept; use a FICT id such as right_cheek")
+            raise RecordError(Reason.INVALID_HEADER, f"{source} {name[:80]!r} names no facial concept; use a FICT id such as right_cheek")
         return Query(region=region)
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError:
-        raise RecordError(Reason.INVALID_HEADER, f"fifa-query {text[:80]!r} is neither a FICT name nor four numbers x0,y0,x1,y1") from None
+        raise RecordError(Reason.INVALID_HEADER, f"{source} {text[:80]!r} is neither a FICT name nor four numbers x0,y0,x1,y1") from None
     if not (0 <= x0 < x1 < 1e6 and 0 <= y0 < y1 < 1e6):  # also refuses NaN
-        raise RecordError(Reason.INVALID_HEADER, f"fifa-query box {text[:80]!r} must have 0 <= x0 < x1 and 0 <= y0 < y1, in pixels")
+        raise RecordError(Reason.INVALID_HEADER, f"{source} box {text[:80]!r} must have 0 <= x0 < x1 and 0 <= y0 < y1, in pixels")
     return Query(box_xyxy=(x0, y0, x1, y1))
 
 

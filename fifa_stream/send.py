@@ -8,7 +8,7 @@ from kafka.errors import KafkaError
 
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
-from fifa_stream.records import OutRecord, parse_query
+from fifa_stream.records import OutRecord, Query
 
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
@@ -18,22 +18,21 @@ class SendError(Exception):
 
 
 def frame_record(
-    image: bytes, *, stream_id: str, frame_index: int, content_type: str | None = None, crop: bool = False, query: str = ""
+    image: bytes, *, stream_id: str, frame_index: int, content_type: str | None = None, crop: bool = False, query: Query | None = None
 ) -> OutRecord:
-    """Wrap an encoded image; the key is the stream id, so a stream stays in order. RecordError on a query that cannot be read."""
+    """Wrap an encoded image; the key is the stream id, so a stream stays in order."""
     headers = {"stream-id": stream_id, "frame-index": str(frame_index)}
     if content_type:
         headers["content-type"] = content_type
     if crop:
         headers["fifa-crop"] = "true"
-    if query:
-        parse_query(query)
-        headers["fifa-query"] = query
+    if query is not None:
+        headers["fifa-query"] = query.text
     return OutRecord(stream_id.encode(), image, tuple((name, value.encode()) for name, value in headers.items()))
 
 
-def send_images(kafka: KafkaSettings, images: Sequence[Path], *, topic: str, stream_id: str, crop: bool = False, query: str = "") -> int:
-    """Send the files in order and wait until all are acknowledged; return how many. Raises SendError, BrokerError, RecordError."""
+def send_images(kafka: KafkaSettings, images: Sequence[Path], *, topic: str, stream_id: str, crop: bool = False, query: Query | None = None) -> int:
+    """Send the files in order and wait until all are acknowledged; return how many. Raises SendError, BrokerError."""
     records = [_record(path, index, stream_id=stream_id, crop=crop, query=query) for index, path in enumerate(images)]
     find_cluster(kafka)
     largest = max((len(record.value or b"") for record in records), default=0)
@@ -60,7 +59,7 @@ def send_images(kafka: KafkaSettings, images: Sequence[Path], *, topic: str, str
     return len(records)
 
 
-def _record(path: Path, index: int, *, stream_id: str, crop: bool, query: str) -> OutRecord:
+def _record(path: Path, index: int, *, stream_id: str, crop: bool, query: Query | None) -> OutRecord:
     try:
         image = path.read_bytes()
     except OSError as error:

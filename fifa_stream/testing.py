@@ -5,6 +5,7 @@
 
 import argparse
 import hashlib
+import math
 import os
 import sys
 import time
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from engines import fict
 from engines.contracts import (
     FORGERY_TYPES,
     Analysis,
+    AreaAnswer,
+    AreaQuery,
     Calibration,
     DecoderSpec,
     Evidence,
@@ -34,7 +38,7 @@ from engines.contracts import (
     TensorSpec,
 )
 from engines.face_detector import STRIDE
-from engines.prompts import SPECIAL_TOKENS, Vocabulary
+from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
 from engines.runtime import Bound, Bundle
 from fifa_stream.config import load
 from fifa_stream.consume import Partition, Rebalance
@@ -317,6 +321,7 @@ def toy_manifest() -> Manifest:
         decoder=DecoderSpec(num_layers=1, num_heads=1, head_dim=8, width=8, vocab_size=8, num_prefix_tokens=1, capacity=8, max_new_tokens=4),
         forgery_types=FORGERY_TYPES,
         fict_depth=14,
+        query_levels=("region", "box"),
         calibration=Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing"),
         operating_points={"toy": toy_operating_point()},
         default_operating_point="toy",
@@ -362,7 +367,7 @@ def toy_bundle() -> Bundle:
 
 
 class ToyAnalyzer:
-    """Answers like `engines.analyzer.Analyzer`, from mean brightness: the brighter the crop, the more fake."""
+    """Answers like `engines.analyzer.Analyzer`, from mean brightness: the brighter the crop, or the asked part of it, the more fake."""
 
     def __init__(self) -> None:
         self.manifest = toy_manifest()
@@ -374,10 +379,10 @@ class ToyAnalyzer:
             return Label.FAKE
         return Label.REAL if fake_score < self.operating_point.real_below else Label.INCONCLUSIVE
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str]) -> list[Analysis]:
-        """One analysis per crop; the mask is the upper half."""
+    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str], queries: Sequence[AreaQuery | None] | None = None) -> list[Analysis]:
+        """One analysis per crop; the mask is the upper half. An asked region is the upper half as well, an asked box is itself."""
         analyses = []
-        for crop_HWC, policy in zip(crops_BHWC, explain, strict=True):
+        for crop_HWC, policy, query in zip(crops_BHWC, explain, queries or [None] * len(crops_BHWC), strict=True):
             score = float(crop_HWC.mean()) / 255
             wanted = policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at)
             mask_HW = np.zeros((64, 64), np.float32)
@@ -395,9 +400,34 @@ class ToyAnalyzer:
                     type_probs=(0.7, 0.1, 0.1, 0.1),
                     artifact_map_HW=np.full((16, 16), score, np.float32),
                     explanation=explanation if wanted else None,
+                    answer=None if query is None else toy_answer(crop_HWC, query),
                 )
             )
         return analyses
+
+
+def toy_answer(crop_HWC: NDArray[np.uint8], query: AreaQuery) -> AreaAnswer:
+    """Tampered where the asked area is brighter than half: all of it, or nothing. Raises ValueError for what the engine refuses."""
+    size, mask_size = len(crop_HWC), toy_manifest().preprocess.mask_size
+    if isinstance(query, str):
+        if query not in fict.concepts():
+            raise ValueError(f"{query!r} is no FICT id; ask about one such as right_cheek")
+        phrase, concept, (x0, y0, x1, y1) = fict.concepts()[query].phrase, query, (0.0, 0.0, float(size), size / 2)
+    else:
+        phrase, concept, (x0, y0, x1, y1) = None, "forehead", query
+        if not (0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size):
+            raise ValueError(f"box {query} is empty or leaves the crop of {size} x {size} pixels; clip it")
+    probability = float(crop_HWC[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)].mean()) / 255
+    mask_HW = np.zeros((mask_size, mask_size), np.float32)
+    if probability < 0.5:
+        clean = loc_answer(False, "region" if phrase else "box", phrase)
+        return AreaAnswer(False, probability, mask_HW, 0.0, Explanation(clean, clean, ()))
+    cell = size / mask_size
+    mask_HW[int(y0 / cell) : math.ceil(y1 / cell), int(x0 / cell) : math.ceil(x1 / cell)] = 0.9
+    markup = f"The <p> {fict.concepts()[concept].phrase} </p> [SEG] is too bright."
+    text, ((start, end, named),) = parse_markup(markup)
+    evidence = Evidence(named, (start, end), concept, mask_HW, 0.8, {"brightness": 255 * probability})
+    return AreaAnswer(True, probability, mask_HW, 0.8, Explanation(text, markup, (evidence,)))
 
 
 class ToyProcessor:

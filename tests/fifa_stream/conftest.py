@@ -15,6 +15,8 @@ from PIL import Image
 from engines.contracts import (
     FORGERY_TYPES,
     Analysis,
+    AreaAnswer,
+    AreaQuery,
     Calibration,
     DecoderSpec,
     Evidence,
@@ -24,6 +26,7 @@ from engines.contracts import (
     OperatingPoint,
     PartSpec,
     PreprocessSpec,
+    QueryLevel,
     TensorSpec,
 )
 from engines.face_detector import STRIDE
@@ -74,11 +77,12 @@ class ToyDetector:
 
 @dataclass
 class BrightnessAnalyzer:
-    """Score = mean brightness of the crop; the mask is the right half of the crop as the viewer sees it."""
+    """Score = mean brightness of the crop; the mask is the right half of the crop as the viewer sees it, that of a box spills over the whole crop."""
 
     manifest: Manifest
     batches: list[int] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
+    asked: list[AreaQuery | None] = field(default_factory=list)
 
     @property
     def operating_point(self) -> OperatingPoint:
@@ -88,22 +92,43 @@ class BrightnessAnalyzer:
         point = self.operating_point
         return Label.FAKE if fake_score >= point.fake_at else Label.REAL if fake_score < point.real_below else Label.INCONCLUSIVE
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str]) -> list[Analysis]:
+    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str], queries: Sequence[AreaQuery | None] | None = None) -> list[Analysis]:
+        queries = queries or [None] * len(crops_BHWC)
         self.batches.append(len(crops_BHWC))
         self.policies.extend(explain)
-        return [self._analysis(float(crop.mean()) / 255, policy) for crop, policy in zip(crops_BHWC, explain, strict=True)]
+        self.asked.extend(queries)
+        return [
+            self._analysis(round(float(crop.mean()) / 255, 6), policy, query)
+            for crop, policy, query in zip(crops_BHWC, explain, queries, strict=True)
+        ]
 
-    def _analysis(self, score: float, policy: str) -> Analysis:
-        explanation = None
-        if policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at):
-            mask_HW = np.zeros((56, 56), np.float32)
-            mask_HW[:, 28:] = 1.0
-            evidence = Evidence("left cheek", (4, 14), "left_cheek", mask_HW, 0.75, {"sharpness_ratio": 1.5})
-            explanation = Explanation("The left cheek is too sharp.", "The <p> left cheek </p> [SEG] is too sharp.", (evidence,))
-        return Analysis(round(score, 6), 0.25, (0.4, 0.3, 0.2, 0.1), np.zeros((14, 14), np.float32), explanation)
+    def _analysis(self, score: float, policy: str, query: AreaQuery | None) -> Analysis:
+        mask_HW = np.zeros((56, 56), np.float32)
+        mask_HW[:, 28:] = 1.0
+        is_explained = policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at)
+        return Analysis(
+            score,
+            0.25,
+            (0.4, 0.3, 0.2, 0.1),
+            np.zeros((14, 14), np.float32),
+            _too_sharp(mask_HW) if is_explained else None,
+            None if query is None else _answer(score, mask_HW if isinstance(query, str) else np.ones_like(mask_HW)),
+        )
 
 
-def make_bundle(detector: ToyDetector | None = None) -> Bundle:
+def _too_sharp(mask_HW: NDArray[np.float32]) -> Explanation:
+    evidence = Evidence("left cheek", (4, 14), "left_cheek", mask_HW, 0.75, {"sharpness_ratio": 1.5})
+    return Explanation("The left cheek is too sharp.", "The <p> left cheek </p> [SEG] is too sharp.", (evidence,))
+
+
+def _answer(score: float, mask_HW: NDArray[np.float32]) -> AreaAnswer:
+    if score >= 0.5:
+        return AreaAnswer(True, score, mask_HW, 0.625, _too_sharp(mask_HW))
+    clean = Explanation("Nothing here is manipulated.", "Nothing here is manipulated.", ())
+    return AreaAnswer(False, score, np.zeros_like(mask_HW), 0.0, clean)
+
+
+def make_bundle(detector: ToyDetector | None = None, query_levels: tuple[QueryLevel, ...] = ("region", "box")) -> Bundle:
     """A bundle whose only graph is the toy detector."""
     manifest = Manifest(
         name="toy",
@@ -116,6 +141,7 @@ def make_bundle(detector: ToyDetector | None = None) -> Bundle:
         decoder=DecoderSpec(num_layers=1, num_heads=1, head_dim=8, width=8, vocab_size=8, num_prefix_tokens=1, capacity=8, max_new_tokens=4),
         forgery_types=FORGERY_TYPES,
         fict_depth=33,
+        query_levels=query_levels,
         calibration=Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing"),
         operating_points={"toy": OperatingPoint(name="toy", fake_at=0.6, real_below=0.4, explain_at=0.5)},
         default_operating_point="toy",
@@ -139,11 +165,17 @@ class Bench:
 
 @pytest.fixture
 def make_bench() -> Callable[..., Bench]:
-    """Build a pipeline: `make_bench(faces=..., limits=..., unix_time_s=...)`; its stage clock stands still."""
+    """Build a pipeline: `make_bench(faces=..., limits=..., unix_time_s=..., query_levels=...)`; its stage clock stands still."""
 
-    def build(faces: Sequence[FaceAt] = (FRONT,), *, limits: PipelineLimits | None = None, unix_time_s: float = 0.0) -> Bench:
+    def build(
+        faces: Sequence[FaceAt] = (FRONT,),
+        *,
+        limits: PipelineLimits | None = None,
+        unix_time_s: float = 0.0,
+        query_levels: tuple[QueryLevel, ...] = ("region", "box"),
+    ) -> Bench:
         detector = ToyDetector(faces)
-        bundle = make_bundle(detector)
+        bundle = make_bundle(detector, query_levels)
         analyzer = BrightnessAnalyzer(bundle.manifest)
         pipeline = FramePipeline(limits or PipelineLimits(), analyzer, bundle, clock_s=lambda: 0.0, unix_time_s=lambda: unix_time_s)
         return Bench(pipeline, analyzer, detector)

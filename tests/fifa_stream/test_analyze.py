@@ -75,7 +75,34 @@ def test_crop_and_query_reach_the_pipeline(folder: Path, make_bench: MakeBench, 
     bench = make_bench()
     assert analyze_images([folder / "b.png"], bench.pipeline, crop=True, query=Query(region="nose"), as_json=True) == 0
     line = json.loads(capsys.readouterr().out)
-    assert bench.detector.sides == [] and line["faces"][0]["box"] == [0, 0, 320, 240] and line["query"] == {"region": "nose"}
+    assert bench.detector.sides == [] and line["faces"][0]["box"] == [0, 0, 320, 240]
+    assert (line["query"]["region"], [answer["tampered"] for answer in line["query"]["answers"]]) == ("nose", [True])
+
+
+@pytest.mark.parametrize(
+    ("level", "query", "says"),
+    [
+        pytest.param(190, Query(region="right_cheek"), "right cheek, face 1: tampered (0.745). The left cheek is too sharp.", id="tampered"),
+        pytest.param(
+            60, Query(box_xyxy=(100, 60, 200, 150)), "box 100, 60, 200, 150, face 1: clean (0.235). Nothing here is manipulated.", id="clean"
+        ),
+    ],
+)
+def test_the_table_shows_the_answer(
+    tmp_path: Path,
+    make_bench: MakeBench,
+    make_image: MakeImage,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    level: int,
+    query: Query,
+    says: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(make_image(level=level))
+    assert analyze_images([Path("a.png")], make_bench().pipeline, query=query) == 0
+    assert says in capsys.readouterr().out
 
 
 def test_a_file_name_cannot_steer_the_terminal(tmp_path: Path, make_bench: MakeBench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,7 @@ def stand_in(**functions: Any) -> types.ModuleType:
     [
         pytest.param((), None, id="no question"),
         pytest.param(("--region", "right_cheek"), Query(region="right_cheek"), id="region"),
+        pytest.param(("--region", "right cheek"), Query(region="right_cheek"), id="region in words"),
         pytest.param(("--box", "1,2,3,4"), Query(box_xyxy=(1.0, 2.0, 3.0, 4.0)), id="box"),
     ],
 )
@@ -145,14 +146,45 @@ def test_analyze_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, options: 
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "parts"),
     [
-        pytest.param(("--region", "nose", "--box", "1,2,3,4"), id="two questions"),
-        pytest.param(("--box", "nose"), id="box without numbers"),
-        pytest.param(("--region", "1,2,3,4"), id="region of numbers"),
-        pytest.param(("--box", "4,3,2,1"), id="box inside out"),
-        pytest.param(("--explain", "sometimes"), id="unknown policy"),
+        pytest.param(("--region", "nose", "--box", "1,2,3,4"), ("--region 'nose'", "--box '1,2,3,4'", "ask one"), id="two questions"),
+        pytest.param(("--box", "nose"), ("--box 'nose'", "x0,y0,x1,y1", "--region"), id="box without numbers"),
+        pytest.param(("--region", "1,2,3,4"), ("--region '1,2,3,4'", "right_cheek", "--box"), id="region of numbers"),
+        pytest.param(("--region", "third_eye"), ("--region 'third_eye'", "right_cheek"), id="no such concept"),
+        pytest.param(("--region", ""), ("--region ''", "right_cheek"), id="no name"),
+        pytest.param(("--box", "4,3,2,1"), ("--box box '4,3,2,1'", "x0 < x1"), id="box inside out"),
+        pytest.param(("--box", "1,2,3"), ("--box '1,2,3'", "four numbers"), id="box of three"),
+        pytest.param(("--box", "1,2,3,nan"), ("'1,2,3,nan'", "y0 < y1"), id="box of NaN"),
+        pytest.param(("--box", "1,2,3\n,x"), ("--box", "four numbers"), id="two lines"),
     ],
 )
-def test_analyze_refuses_questions_that_make_no_sense(options: tuple[str, ...]) -> None:
-    assert invoke("analyze", "a.png", *options).exit_code == ExitCode.USAGE
+@pytest.mark.parametrize("command", ["analyze", "send"])
+def test_a_question_that_makes_no_sense_is_status_2_and_one_line(command: str, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    result = invoke(command, "a.png", *options)
+    assert result.exit_code == ExitCode.USAGE
+    assert all(part in one_line(result.stderr) for part in parts)
+
+
+def test_an_unknown_policy_is_status_2() -> None:
+    assert invoke("analyze", "a.png", "--explain", "sometimes").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        pytest.param((), None, id="no question"),
+        pytest.param(("--region", "right cheek"), Query(region="right_cheek"), id="region in words"),
+        pytest.param(("--box", "1,2,3,4"), Query(box_xyxy=(1.0, 2.0, 3.0, 4.0)), id="box"),
+    ],
+)
+def test_send_hands_the_question_on(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], query: Query | None) -> None:
+    asked: list[Query | None] = []
+
+    def send_images(kafka: Any, images: list[Path], *, query: Query | None, **rest: Any) -> int:
+        asked.append(query)
+        return len(images)
+
+    monkeypatch.setitem(sys.modules, "fifa_stream.send", stand_in(send_images=send_images))
+    result = invoke("send", "a.png", *options)
+    assert (result.exit_code, result.stdout, asked) == (ExitCode.OK, "1 sent to fifa.frames\n", [query])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fifa_stream.infer import EncodedImage
 from fifa_stream.page import PageEntry, render_page, write_page
-from fifa_stream.records import Note, NoteCode, Verdict
+from fifa_stream.records import Note, NoteCode, Query, Verdict
 
 MakeBench = Callable[..., Any]
 MakeImage = Callable[..., bytes]
@@ -52,6 +52,41 @@ def test_every_phrase_has_a_button_a_mask_and_a_shape_to_point_at(entry: PageEnt
     assert {attributes["data-evidence"] for _, attributes in parts} == {"0-0-0"}
 
 
+@pytest.fixture
+def make_asked(make_bench: MakeBench, make_image: MakeImage) -> Callable[..., PageEntry]:
+    """One asked face: `make_asked(query, level=)`."""
+
+    def build(query: Query, *, level: int = 190) -> PageEntry:
+        image = make_image(level=level)
+        (verdict,) = make_bench().pipeline.judge([EncodedImage(image, query=query)])
+        return PageEntry("door 7", image, verdict)
+
+    return build
+
+
+def test_an_answer_has_its_chip_and_text_and_masks_that_can_be_pointed_at(make_asked: Callable[..., PageEntry]) -> None:
+    page = render_page([make_asked(Query(box_xyxy=(100, 60, 200, 150)))], title="t")
+    assert '<span class="chip tampered">tampered</span>' in page and "Asked: <button" in page and ">box 100, 60, 200, 150</button>" in page
+    kinds: dict[str, list[str]] = {}
+    for _, attributes in _Tags(page).with_attribute("data-evidence"):
+        kinds.setdefault(attributes["data-evidence"], []).append(attributes["class"].split()[0])
+    assert kinds.keys() == {"0-0-0", "0-0-asked", "0-0-asked-0"}
+    assert all(sorted(parts) == ["hit", "mask", "phrase"] for parts in kinds.values())
+    boxes = [attributes for tag, attributes in _Tags(page).tags if tag == "rect" and attributes.get("class") == "asked"]
+    assert boxes[0] == {"class": "asked", "x": "100", "y": "60", "width": "100", "height": "90"} and len(boxes) == 2
+
+
+def test_a_clean_answer_has_a_text_and_nothing_to_point_at(make_asked: Callable[..., PageEntry]) -> None:
+    page = render_page([make_asked(Query(region="right_cheek"), level=60)], title="t")
+    assert "<h4>Asked: right cheek</h4>" in page and '<span class="chip clean">clean</span>' in page and "Nothing here is manipulated." in page
+    assert not _Tags(page).with_attribute("data-evidence")
+
+
+def test_a_question_that_nobody_was_asked_has_its_note_and_no_answer(make_asked: Callable[..., PageEntry]) -> None:
+    page = render_page([make_asked(Query(box_xyxy=(0, 0, 5, 5)))], title="t")
+    assert "query_not_on_a_face" in page and "Asked:" not in page
+
+
 def test_a_mask_is_a_small_png_that_covers_what_the_verdict_says(entry: PageEntry) -> None:
     (mask,) = [a for _, a in _Tags(render_page([entry], title="t")).with_attribute("href") if a.get("class") == "mask"]
     kind, _, payload = mask["href"].partition(",")
@@ -76,24 +111,28 @@ def test_nothing_is_loaded_and_only_our_own_style_and_script_run(entry: PageEntr
     assert "innerHTML" not in page
 
 
-def test_strings_of_a_record_never_become_html(entry: PageEntry, make_image: MakeImage) -> None:
-    assert isinstance(entry.outcome, Verdict)
+def test_strings_of_a_record_never_become_html(make_asked: Callable[..., PageEntry], make_image: MakeImage) -> None:
+    entry = make_asked(Query(region="nose"))
+    assert isinstance(entry.outcome, Verdict) and entry.outcome.query is not None
     face = entry.outcome.faces[0]
     assert face.explanation is not None
     item = face.evidence[0].model_copy(update={"phrase": HOSTILE, "char_span": (0, 6), "concept_path": (HOSTILE,), "measured": {HOSTILE: 1.0}})
     hostile_face = face.model_copy(
         update={"evidence": (item,), "explanation": face.explanation.model_copy(update={"text": HOSTILE}), "notes": _hostile_notes()}
     )
+    explained = {"evidence": (item,), "explanation": hostile_face.explanation}
+    answers = tuple(answer.model_copy(update=explained) for answer in entry.outcome.query.answers)
+    query = entry.outcome.query.model_copy(update={"region": HOSTILE, "answers": answers})
     media = entry.outcome.media.model_copy(update={"content_type": HOSTILE})
     engine = entry.outcome.engine.model_copy(update={"name": HOSTILE, "version": HOSTILE})
-    changes = {"faces": (hostile_face,), "media": media, "engine": engine, "timings_ms": {HOSTILE: 1.0}, "notes": _hostile_notes()}
+    changes = {"faces": (hostile_face,), "media": media, "engine": engine, "timings_ms": {HOSTILE: 1.0}, "notes": _hostile_notes(), "query": query}
     verdict = entry.outcome.model_copy(update=changes)
     page = render_page(
         [PageEntry(HOSTILE, make_image(), verdict, HOSTILE, HOSTILE, True), PageEntry(HOSTILE, None, HOSTILE)], title=HOSTILE, banner=HOSTILE
     )
     tags = _Tags(page).tags
     assert [tag for tag, _ in tags].count("script") == 1 and not [tag for tag, _ in tags if tag == "img"]
-    assert "alert(1)" in page and not [a for _, attributes in tags for a in attributes if a.startswith("on")]
+    assert page.count("Asked: ") == 1 and "alert(1)" in page and not [a for _, attributes in tags for a in attributes if a.startswith("on")]
 
 
 def _hostile_notes() -> Any:

@@ -2,6 +2,8 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from fifa_stream.records import (
     FrameRecord,
     Headers,
     Query,
+    QueryAnswered,
     RawRecord,
     Reason,
     RecordError,
@@ -21,6 +24,9 @@ from fifa_stream.records import (
     verdict_record,
 )
 from fifa_stream.testing import toy_result
+
+GOLDEN_1_0 = Path(__file__).resolve().parent.parent / "golden" / "verdict-1.0.json"
+"""As version 1.0 wrote it."""
 
 
 def raw(*headers: tuple[str, bytes], value: bytes | None = b"image", key: bytes | None = None) -> RawRecord:
@@ -108,6 +114,21 @@ def test_a_query_is_a_concept_in_either_spelling_or_four_numbers() -> None:
     assert parse_query("1, 2.5,3,4") == Query(box_xyxy=(1.0, 2.5, 3.0, 4.0))
 
 
+SIDES = st.floats(0, 1e5)
+
+
+@given(st.tuples(SIDES, SIDES, SIDES, SIDES).filter(lambda box: box[0] < box[2] and box[1] < box[3]))
+def test_a_query_written_as_text_is_read_as_itself(box: tuple[float, float, float, float]) -> None:
+    assert parse_query(Query(box_xyxy=box).text) == Query(box_xyxy=box)
+    assert parse_query(Query(region="right_cheek").text) == Query(region="right_cheek")
+
+
+@pytest.mark.parametrize("query", [pytest.param({}, id="nothing"), pytest.param({"region": "nose", "box_xyxy": (0, 0, 1, 1)}, id="both")])
+def test_a_query_asks_one_thing(query: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give one"):
+        Query(**query)
+
+
 NAMES = st.sampled_from(
     ["stream-id", "frame-index", "pts-ms", "deadline-ms", "fifa-crop", "fifa-query", "content-type", "traceparent", "ce_partitionkey"]
 )
@@ -147,6 +168,31 @@ def test_a_verdict_survives_the_wire() -> None:
     answer = verdict(parsed())
     assert Verdict.from_bytes(answer.to_bytes()) == answer
     assert not {"query", "timeline", "segments", "stream"} & json.loads(answer.to_bytes()).keys()
+
+
+@pytest.mark.parametrize(
+    ("echo", "words"),
+    [
+        pytest.param({"region": "left_cheek"}, "left cheek", id="region"),
+        pytest.param({"box": [1.0, 2.5, 30.0, 40.0]}, "box 1, 2.5, 30, 40", id="box"),
+        pytest.param(None, None, id="no question"),
+    ],
+)
+def test_a_verdict_of_version_1_0_is_still_read(echo: dict[str, Any] | None, words: str | None) -> None:
+    """Its `query` was the bare question, and always unanswered."""
+    old = json.loads(GOLDEN_1_0.read_bytes())
+    assert old["schema_version"] == "1.0" and old.pop("query") == {"region": "left_cheek"}
+    read = Verdict.from_bytes(json.dumps(old if echo is None else {**old, "query": echo}).encode())
+    assert (read.query and read.query.words) == words and (read.query or QueryAnswered()).answers == ()
+    assert read.schema_version == "1.0" and Verdict.from_bytes(read.to_bytes()) == read
+
+
+def test_a_verdict_states_its_version_in_body_and_headers() -> None:
+    frame = parsed()
+    answer = verdict(frame)
+    headers = dict(verdict_record(answer, frame).headers)
+    assert json.loads(answer.to_bytes())["schema_version"] == "1.1"
+    assert (headers["fifa-schema-version"], headers["ce_dataschema"]) == (b"1.1", b"urn:fifa-stream:verdict:1.1")
 
 
 def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_and_why() -> None:

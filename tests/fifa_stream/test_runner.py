@@ -10,11 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings
+from fifa_stream.infer import FramePipeline, PipelineLimits
 from fifa_stream.produce import DeliveryError
-from fifa_stream.records import FrameRecord, OutRecord, RawRecord, RecordError, TransientError, Verdict
+from fifa_stream.records import FrameRecord, OutRecord, QueryAnswered, RawRecord, RecordError, TransientError, Verdict
 from fifa_stream.runner import BATCHES_AT_WORKER, FrameProcessor, Outcome, ProcessingError, Result, Runner, Worker, WorkerThread, stop_on_signals
 from fifa_stream.telemetry import BATCH_RETRIES, COMMITS, DEAD_LETTERS_SENT, RECORDS_HANDED_OVER, VERDICTS_SENT, Health, Meter
-from fifa_stream.testing import FakeClock, InlineWorker, MemoryBroker, MemoryConsumer, MemoryProducer, ToyProcessor, toy_result
+from fifa_stream.testing import (
+    FakeClock,
+    InlineWorker,
+    MemoryBroker,
+    MemoryConsumer,
+    MemoryProducer,
+    ToyAnalyzer,
+    ToyProcessor,
+    toy_bundle,
+    toy_result,
+)
 
 FRAMES, VERDICTS, DEAD = "fifa.frames", "fifa.verdicts", "fifa.dead-letters"
 SETTINGS = Settings(kafka=KafkaSettings(group_id="g"), batch=BatchSettings(max_frames=4, max_delay_ms=20))
@@ -100,6 +111,30 @@ def test_every_record_leaves_as_one_verdict_or_one_dead_letter() -> None:
     assert sorted(reasons) == [b"empty_value", b"undecodable_image"]
     assert rig.meter.value(VERDICTS_SENT, label="inconclusive") == 3
     assert rig.meter.value(DEAD_LETTERS_SENT, reason="empty_value") == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "query", "box"),
+    [
+        pytest.param(b"right cheek", QueryAnswered(region="right_cheek"), (45, 45, 211, 128), id="region"),
+        pytest.param(b"70,70,120.5,100", QueryAnswered(box=(70, 70, 120.5, 100)), (70, 70, 120, 100), id="box"),
+    ],
+)
+def test_a_question_in_the_header_is_answered_in_the_verdict(
+    make_image: Callable[..., bytes], question: bytes, query: QueryAnswered, box: tuple[float, ...]
+) -> None:
+    rig = Rig(processor=FramePipeline(PipelineLimits(), ToyAnalyzer(), toy_bundle()), partitions=1)
+    for headers in ((("fifa-query", question),), (), (("fifa-query", b"third_eye"),)):
+        rig.broker.append(FRAMES, OutRecord(b"s", make_image(width=256, height=256, level=220), headers))
+    stop_after(rig, 10)
+    assert rig.runner.run() is Outcome.DRAINED
+    asked, plain = (Verdict.from_bytes(record.value or b"") for record in rig.broker.records(VERDICTS))
+    assert asked.query is not None and asked.query.model_copy(update={"answers": ()}) == query
+    (answer,) = asked.query.answers
+    assert (answer.face, answer.tampered, asked.notes) == (0, True, ()) and answer.box == pytest.approx(box, abs=3)
+    assert plain.query is None and plain.faces == asked.faces
+    (dead,) = rig.broker.records(DEAD)
+    assert dict(dead.headers)["dlq-reason"] == b"invalid_header"
 
 
 def test_verdicts_of_a_stream_keep_its_order() -> None:

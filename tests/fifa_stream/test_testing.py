@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from engines import fict
 from engines.contracts import Label
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
-from fifa_stream.records import RecordError, Verdict
-from fifa_stream.testing import ToyAnalyzer, toy_bundle, toy_operating_point
+from fifa_stream.records import Query, RecordError, Verdict
+from fifa_stream.testing import ToyAnalyzer, toy_answer, toy_bundle, toy_operating_point
 
 MakeImage = Callable[..., bytes]
 
@@ -42,3 +43,37 @@ def test_a_crop_is_judged_whole(pipeline: FramePipeline, make_image: MakeImage) 
     (outcome,) = pipeline.judge([EncodedImage(make_image(width=200, height=200, level=220), is_crop=True)])
     assert isinstance(outcome, Verdict) and outcome.faces[0].box == (0, 0, 200, 200)
     assert outcome.faces[0].evidence[0].box == (0, 0, 200, 100)
+
+
+@pytest.mark.parametrize(
+    ("level", "query", "text", "box"),
+    [
+        pytest.param(220, Query(region="right_cheek"), "The right cheek is too bright.", (77, 45, 243, 128), id="bright region"),
+        pytest.param(60, Query(region="right_cheek"), "No area on the right cheek is manipulated.", None, id="dark region"),
+        pytest.param(220, Query(box_xyxy=(101, 81, 180, 150)), "The forehead is too bright.", (101, 81, 180, 150), id="bright box"),
+        pytest.param(60, Query(box_xyxy=(101, 81, 180, 150)), "No area in this box is manipulated.", None, id="dark box"),
+    ],
+)
+def test_the_toy_answers_about_regions_and_boxes(
+    pipeline: FramePipeline, make_image: MakeImage, level: int, query: Query, text: str, box: tuple[float, ...] | None
+) -> None:
+    (outcome,) = pipeline.judge([EncodedImage(make_image(width=320, height=256, level=level), query=query)])
+    assert isinstance(outcome, Verdict) and outcome.query is not None and Verdict.from_bytes(outcome.to_bytes()) == outcome
+    (answer,) = outcome.query.answers
+    assert answer.tampered == (answer.tampered_probability >= 0.5) == (box is not None) == bool(answer.evidence)
+    assert answer.explanation.text == text and all(text[slice(*item.char_span)] == item.phrase for item in answer.evidence)
+    assert answer.box == (None if box is None else pytest.approx(box, abs=3))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param("third_eye", id="no concept"),
+        pytest.param((5.0, 5.0, 5.0, 9.0), id="empty box"),
+        pytest.param((0.0, 0.0, 225.0, 9.0), id="box beyond the crop"),
+        pytest.param((-1.0, 0.0, 9.0, 9.0), id="box before the crop"),
+    ],
+)
+def test_the_toy_refuses_what_the_engine_refuses(query: str | tuple[float, float, float, float]) -> None:
+    with pytest.raises(ValueError, match=r"third_eye|box"):
+        toy_answer(np.zeros((224, 224, 3), np.uint8), query)
