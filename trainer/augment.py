@@ -1,6 +1,8 @@
-"""One draw of camera and codec for both members of a pair: whatever differs afterwards is the manipulation.
+"""One draw of camera, cover and codec for both members of a pair: whatever differs afterwards is the manipulation.
 
-A quarter of the pairs get one more refocus on one member only (reals are softened, fakes sharpened): without it a detector learns "sharp = real".
+A cover (bar, sticker, mosaic) is no forgery: it lies on both members and is never part of a mask, so that hidden evidence counts as absent.
+
+A share of the pairs gets one more refocus on one member only: without it a detector learns "sharp = real".
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 ImageHWC = NDArray[np.uint8]
+
+
+COVER_SHARE = 0.02, 0.25
+"""Share of the crop that a drawn cover hides, log-uniform."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cover:
+    """Something laid over an image: one flat colour, or a mosaic of the image itself."""
+
+    hidden_HW: NDArray[np.bool_]
+    """At the size of the crop that training sees."""
+    colour: tuple[int, int, int] | None
+    """RGB; None for a mosaic."""
+
+    def lay(self, image_HWC: ImageHWC) -> ImageHWC:
+        """The image with what is hidden replaced."""
+        if self.colour is not None:
+            return np.where(self.hidden_HW[..., None], np.array(self.colour, np.uint8), image_HWC)
+        height, width = image_HWC.shape[:2]
+        small = cv2.resize(image_HWC, (MOSAIC_CELLS, MOSAIC_CELLS), interpolation=cv2.INTER_AREA)
+        return np.where(self.hidden_HW[..., None], cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST), image_HWC)
+
+
+MOSAIC_CELLS = 16
+"""Along one side of the crop: what a censoring filter leaves of a face."""
+
+
+def cover_fill(rng: np.random.Generator) -> tuple[int, int, int] | None:
+    """Black, grey, any colour, or (None) a mosaic."""
+    kind = rng.random()
+    if kind < 0.25:
+        return None
+    if kind < 0.45:
+        return 0, 0, 0
+    if kind < 0.7:
+        return 128, 128, 128
+    red, green, blue = rng.integers(0, 256, 3)
+    return int(red), int(green), int(blue)
+
+
+def cover(rng: np.random.Generator, size: int) -> Cover:
+    """A rectangle or an ellipse somewhere on the crop."""
+    area = float(np.exp(rng.uniform(*np.log(COVER_SHARE)))) * size * size
+    aspect = float(np.exp(rng.uniform(-1.2, 1.2)))
+    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+    x, y = rng.uniform(0, size, 2)
+    ys, xs = np.mgrid[0:size, 0:size]
+    across, down = np.abs(xs - x) / (width / 2), np.abs(ys - y) / (height / 2)
+    hidden = np.maximum(across, down) < 1 if rng.random() < 0.5 else across**2 + down**2 < 1.27
+    return Cover(hidden, cover_fill(rng))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +83,7 @@ class Draw:
     noise: float | None
     jpeg: int | None
     noise_seed: int
+    cover: Cover | None = None
 
     def geometry(self, shape_hw: tuple[int, int]) -> NDArray[np.float64]:
         """Affine map from output pixels to image pixels, pixel centres at +0.5."""
@@ -63,14 +117,17 @@ class Draw:
         if self.noise is not None:
             x = x + np.random.default_rng(self.noise_seed).standard_normal(x.shape, np.float32) * self.noise
         degraded = np.clip(x + 0.5, 0, 255).astype(np.uint8)
+        if self.cover is not None:
+            degraded = self.cover.lay(degraded)
         return degraded if self.jpeg is None else jpeg(degraded, self.jpeg)
 
     def alpha(self, alpha_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take a mask along: same window, no light, no codec; mirrored beyond the border, as the image is."""
+        """Take a mask along: same window, no light, no codec; mirrored beyond the border, as the image is. What a cover hides is left out."""
         to_image = self.geometry(alpha_HW.shape)
-        return cv2.warpAffine(
+        taken = cv2.warpAffine(
             alpha_HW, _half_pixel(to_image), (self.size, self.size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
         )
+        return taken if self.cover is None else np.where(self.cover.hidden_HW, np.float32(0), taken)
 
 
 def _half_pixel(matrix_23: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,9 +165,15 @@ def draw(rng: np.random.Generator, size: int) -> Draw:
 
 
 def refocus_one(rng: np.random.Generator, real_HWC: ImageHWC, fake_HWC: ImageHWC) -> tuple[ImageHWC, ImageHWC]:
-    """Soften the real or sharpen the fake, so that sharpness says nothing about truth."""
-    if rng.random() < 0.6:
-        return cv2.GaussianBlur(real_HWC, (0, 0), float(rng.uniform(0.5, 1.3))), fake_HWC
-    soft = cv2.GaussianBlur(fake_HWC, (0, 0), float(rng.uniform(0.8, 1.6))).astype(np.float32)
-    sharp = fake_HWC.astype(np.float32) * 2 - soft
-    return real_HWC, np.clip(sharp, 0, 255).astype(np.uint8)
+    """Soften or sharpen one member, so that sharpness says nothing about truth.
+
+    A little more often against the data's habit (soft fakes) than with it: with one direction alone a detector learns "sharpened = fake" instead.
+    """
+    against_habit, soften = rng.random() < 0.6, rng.random() < 0.5
+    changed = real_HWC if against_habit == soften else fake_HWC
+    if soften:
+        changed = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.5, 1.3)))
+    else:
+        soft = cv2.GaussianBlur(changed, (0, 0), float(rng.uniform(0.8, 1.6))).astype(np.float32)
+        changed = np.clip(changed.astype(np.float32) * 2 - soft, 0, 255).astype(np.uint8)
+    return (changed, fake_HWC) if against_habit == soften else (real_HWC, changed)

@@ -19,7 +19,6 @@ from trainer.annotator.annotate import annotate_faces, load_annotations, process
 from trainer.annotator.artifact import SIZE
 from trainer.datasets import LOADERS
 from trainer.faces import Face, ImageHWC, Part, fit
-from trainer.language_data import AnnotatedFace
 
 TRAIN_FAKES = {"dfdc": 2500, "stargan": 600, "ffhq_stylegan2": 160, "sd21_faces": 300}
 TRAIN_REALS = {"dfdc": 650, "stargan": 150, "ffhq_stylegan2": 250, "london": 75, "amfd": 75}
@@ -44,10 +43,10 @@ def _worth_annotating(face: Face) -> bool:
     return face.dataset != "dfdc" or not face.is_fake or face.pair_quality == "curated"
 
 
-def choose_faces(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]]:
+def choose_faces(faces: Sequence[Face], seed: int, share: float = 1.0) -> tuple[list[Face], list[Face]]:
     """Faces of `train.jsonl` and of `dev.jsonl`: curated DFDC fakes, the other families, and reals for clean answers.
 
-    Sets without a quota (adapters) are taken whole.
+    Sets without a quota (adapters) are taken whole; `share` lowers the quotas of training faces, whose smaller draw is part of the larger.
     """
     rng = np.random.default_rng([20531, seed])
     other = [face for face in faces if face.dataset not in LOADERS]
@@ -55,7 +54,7 @@ def choose_faces(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Fac
     for quota, fake in ((TRAIN_FAKES, True), (TRAIN_REALS, False)):
         for dataset, count in quota.items():
             pool = (f for f in faces if f.dataset == dataset and f.part == "train" and f.is_fake is fake and _worth_annotating(f))
-            train += _drawn(rng, pool, count)
+            train += _drawn(rng, pool, round(count * share))
     dev = [f for f in faces if f.part != "train" and f.dataset == "dfdc" and f.pair_quality == "curated"]
     for dataset, count in DEV_FAKES.items():
         dev += _drawn(rng, (f for f in faces if f.part != "train" and f.dataset == dataset and f.is_fake), count)
@@ -64,15 +63,16 @@ def choose_faces(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Fac
     return [train[i] for i in rng.permutation(len(train))], dev
 
 
-def annotate_corpus(faces: Sequence[Face], out: Path, *, workers: int, seed: int) -> None:
+def annotate_corpus(faces: Sequence[Face], out: Path, *, workers: int, seed: int, share: float = 1.0) -> None:
     """Write the whole folder; rows that are there already are kept."""
-    train, dev = choose_faces(faces, seed)
+    train, dev = choose_faces(faces, seed, share)
     reals = [face for face in faces if not face.is_fake]
     for file, chosen in (("train", train), ("dev", dev)):
         annotate_faces(chosen, out / f"{file}.jsonl", workers, twins=reals)
         sources = [f for f in reals if (f.part == "train") == (file == "train") and f.dataset in OWN_DATASETS]
         if len(sources) > 1:
-            annotate_own(sources, out, file=file, count=NUM_OWN[file], seed=seed, workers=workers)
+            count = round(NUM_OWN[file] * (share if file == "train" else 1.0))
+            annotate_own(sources, out, file=file, count=count, seed=seed, workers=workers)
 
 
 class _Job(NamedTuple):
@@ -140,23 +140,6 @@ def own_manipulation(real_HWC: ImageHWC, donor_HWC: ImageHWC, rng: np.random.Gen
     guide = manipulate.Guide(landmarks, found.oval_HW, found.mask)
     area = float(np.exp(rng.uniform(*np.log(OWN_AREA))))
     return manipulate.make(rng, str(rng.choice(recipes)), real, guide, donor, annotator.landmarks(donor), area)
-
-
-def annotated_faces(folder: Path, faces: Sequence[Face], file: str = "train.jsonl") -> list[AnnotatedFace]:
-    """Rows that were not refused, with their images. Raises ValueError for a row whose face is not among `faces`."""
-    by_name = {(face.dataset, face.name): face for face in faces}
-    found = []
-    for row in load_annotations(folder / file):
-        if row["refused"] is not None:
-            continue
-        key = row["dataset"], row["name"]
-        if row["dataset"] == OWN:
-            found.append(AnnotatedFace(row, _read(folder / row["name"])))
-        elif key in by_name:
-            found.append(AnnotatedFace(row, by_name[key].image()))
-        else:
-            raise ValueError(f"{folder / file} speaks of {key[0]}/{key[1]}, which the data folder does not hold; annotate again with the same --data")
-    return found
 
 
 def _read(path: Path) -> np.ndarray:

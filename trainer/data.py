@@ -17,9 +17,19 @@ from torch.utils.data import Dataset
 from engines.preprocess import to_model_input
 from trainer import augment
 from trainer.annotator import manipulate
+from trainer.annotator.annotate import process_annotator
 from trainer.annotator.reference_mask import border_difference, frozen_mask
 from trainer.config import VisionConfig
 from trainer.faces import Face, ImageHWC, fit, type_target
+
+GUIDED_AREA = 0.02, 0.5
+"""Shares of the face oval that a guided manipulation changes, drawn log-uniformly. Smaller ones vanish in a 14 px patch and a codec."""
+REFOCUSED = 0.35
+"""Share of pairs of which one member alone is softened or sharpened."""
+COVERED, ALL_HIDDEN = 0.15, 0.05
+"""Shares of pairs under a drawn cover, and under one that hides all that was manipulated."""
+GUIDED_TRIES = 3
+"""Draws until a guided manipulation is not faint: who must call the invisible fake learns to call everything fake."""
 
 
 class PairedBatch(NamedTuple):
@@ -84,9 +94,10 @@ class PairedBatches(Dataset[PairedBatch]):
         pair = self._pair(rng, source)
         real, fake = pair.real_HWC, pair.fake_HWC
         draw = augment.draw(rng, self.image_size)
-        if rng.random() < 0.25:
+        if rng.random() < REFOCUSED:
             real, fake = augment.refocus_one(rng, real, fake)
-        other = draw if pair.twins else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur)
+        draw, is_fake = self._covered(rng, draw, pair)
+        other = draw if pair.twins else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur, cover=draw.cover)
         clean = np.zeros((self.grid, self.grid), np.float32)
         target = clean
         if pair.alpha_HW is not None:
@@ -94,8 +105,23 @@ class PairedBatches(Dataset[PairedBatch]):
             target = cv2.resize(manipulated, (self.grid, self.grid), interpolation=cv2.INTER_AREA)
         return [
             (draw.image(real), False, clean, 1.0, type_target(None)),
-            (other.image(fake), True, target, pair.mask_weight, type_target(pair.forgery_type)),
+            (other.image(fake), is_fake, target, pair.mask_weight, type_target(pair.forgery_type if is_fake else None)),
         ]
+
+    def _covered(self, rng: np.random.Generator, draw: augment.Draw, pair: _Pair) -> tuple[augment.Draw, bool]:
+        """Lay a cover on some pairs; a fake whose manipulated area is all hidden shows nothing forged, and counts as real."""
+        kind = rng.random()
+        if kind < COVERED:
+            covered = replace(draw, cover=augment.cover(rng, self.image_size))
+            if pair.alpha_HW is None:
+                return covered, True
+            before, after = (float((d.alpha(pair.alpha_HW) > 0.1).sum()) for d in (draw, covered))
+            return (covered if after >= 0.6 * before else draw), True
+        if kind < COVERED + ALL_HIDDEN and pair.alpha_HW is not None and pair.mask_weight > 0:
+            near_HW = cv2.dilate((draw.alpha(pair.alpha_HW) > 0.1).astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
+            if near_HW.any():
+                return replace(draw, cover=augment.Cover(near_HW, augment.cover_fill(rng))), False
+        return draw, True
 
     def _pair(self, rng: np.random.Generator, source: str) -> _Pair:
         def pick(faces: list[Face]) -> Face:
@@ -117,14 +143,33 @@ class PairedBatches(Dataset[PairedBatch]):
             return _Pair(pick(self.photographs).image(), pick(self.diffusion).image(), None, 0.0, "entire_synthesis", False)
         # Half the own fakes are made from photographs: sharp originals that DFDC does not have.
         real = pick(self.photographs if rng.random() < 0.5 and self.photographs else self.sharp_reals)
-        real_HWC = fit(real.image(), self.image_size)
+        donor = pick(self.sharp_reals)
+        while (donor.dataset, donor.unit) == (real.dataset, real.unit):
+            donor = pick(self.sharp_reals)
+        real_HWC, donor_HWC = (np.ascontiguousarray(fit(face.image(), self.image_size)) for face in (real, donor))
         if source == "self_blend":
             made = manipulate.self_blend(rng, real_HWC)
         elif source == "face_swap":
-            donor = pick(self.sharp_reals)
-            while (donor.dataset, donor.unit) == (real.dataset, real.unit):
-                donor = pick(self.sharp_reals)
-            made = manipulate.face_swap(rng, real_HWC, fit(donor.image(), self.image_size))
+            made = manipulate.face_swap(rng, real_HWC, donor_HWC)
+        elif source == "guided":
+            made = guided(rng, real_HWC, donor_HWC) or manipulate.self_blend(rng, real_HWC)
         else:
             made = manipulate.local_edit(rng, real_HWC)
         return _Pair(real_HWC, made.image_HWC, made.alpha_HW, 1.0, made.forgery_type, True)
+
+
+def guided(rng: np.random.Generator, real_HWC: ImageHWC, donor_HWC: ImageHWC) -> manipulate.Manipulation | None:
+    """A visible manipulation of any local family, laid on the face by its mesh; None where no mesh is found or every draw is faint (about 45 ms)."""
+    annotator = process_annotator()
+    landmarks, found = annotator.landmarks(real_HWC), annotator.regions(real_HWC)
+    if landmarks is None or found is None:
+        return None
+    guide = manipulate.Guide(landmarks, found.oval_HW, found.mask)
+    for _ in range(GUIDED_TRIES):
+        recipe = str(rng.choice(manipulate.RECIPES[str(rng.choice(list(manipulate.RECIPES)))]))
+        area = float(np.exp(rng.uniform(*np.log(GUIDED_AREA))))
+        donor_landmarks = annotator.landmarks(donor_HWC) if recipe == "face_swap" else None
+        made = manipulate.make(rng, recipe, real_HWC, guide, donor_HWC, donor_landmarks, area)
+        if manipulate.change_levels(real_HWC, made.image_HWC, made.alpha_HW > manipulate.ALPHA_CUT) >= manipulate.FAINT_LEVELS:
+            return made
+    return None

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.corpus import annotate_own, annotated_faces, choose_faces
+from trainer.corpus import TRAIN_FAKES, TRAIN_REALS, annotate_own, choose_faces
 from trainer.faces import Face
 
 
@@ -55,30 +55,9 @@ def test_own_manipulations_are_the_same_whatever_the_workers_and_stay_in_their_p
     assert (tmp_path / "1" / "dev.jsonl").read_bytes() == one, "rows that are there are kept"
 
 
-def test_rows_find_their_images(make_face: Callable[..., Face], tmp_path: Path) -> None:
-    face, own = make_face(1), np.full((8, 8, 3), (200, 40, 90), np.uint8)
-    (tmp_path / "own").mkdir()
-    cv2.imwrite(str(tmp_path / "own" / "0000.png"), own[..., ::-1])
-    write_rows(
-        tmp_path,
-        {"dataset": face.dataset, "name": face.name},
-        {"dataset": face.dataset, "name": "other.png", "refused": "no face"},
-        {"dataset": "own", "name": "own/0000.png"},
-    )
-    found = annotated_faces(tmp_path, [face])
-    assert [item.row["name"] for item in found] == [face.name, "own/0000.png"]
-    np.testing.assert_array_equal(found[0].image_HWC, face.image())
-    np.testing.assert_array_equal(found[1].image_HWC, own)
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        pytest.param({"dataset": "dfdc", "name": "lost.jpg"}, r"train\.jsonl speaks of dfdc/lost\.jpg", id="face"),
-        pytest.param({"dataset": "own", "name": "own/1.jpg"}, r"1\.jpg is missing", id="own-image"),
-    ],
-)
-def test_a_row_without_its_image_is_named(tmp_path: Path, row: dict[str, object], words: str) -> None:
-    write_rows(tmp_path, row)
-    with pytest.raises(ValueError, match=words):
-        annotated_faces(tmp_path, [])
+def test_a_smaller_share_is_part_of_the_whole_draw(make_face: Callable[..., Face]) -> None:
+    faces = [make_face(number, dataset="ffhq_stylegan2", fake=number % 2 == 1) for number in range(900)]
+    whole, _ = choose_faces(faces, 0)
+    half, _ = choose_faces(faces, 0, 0.5)
+    assert len(half) == round(TRAIN_FAKES["ffhq_stylegan2"] / 2) + round(TRAIN_REALS["ffhq_stylegan2"] / 2)
+    assert {face.name for face in half} < {face.name for face in whole}

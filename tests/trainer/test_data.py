@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engines.contracts import FORGERY_TYPES
+from trainer import data
 from trainer.config import VisionConfig
 from trainer.data import PairedBatch, PairedBatches
 from trainer.faces import Face, fit, type_target
@@ -35,7 +36,7 @@ def test_rows_alternate_real_and_fake_with_targets_for_fakes_only(faces: list[Fa
     batch = batches(faces)[0]
     rows = 2 * len(EVERY_SOURCE)
     assert batch.image_BCHW.shape == (rows, 3, 56, 56) and batch.patch_target_BHW.shape == (rows, 4, 4)
-    assert batch.is_fake_B.tolist() == [0.0, 1.0] * len(EVERY_SOURCE)
+    assert batch.is_fake_B.tolist() == [0.0, 1.0] * len(EVERY_SOURCE), "no pair of this batch has all its evidence hidden"
     assert not batch.patch_target_BHW[0::2].any() and not batch.type_target_BF[0::2].any()
     assert (batch.patch_weight_B[0::2] == 1).all()
     assert batch.patch_weight_B[1::2].tolist() == [batch.patch_weight_B[1].item(), 0, 0, 0, 1, 1, 1]  # no mask is known
@@ -58,6 +59,31 @@ def test_a_curated_pair_counts_and_a_loose_one_only_where_it_is_aligned(make_fac
     ):  # fmt: skip
         pair = [replace(twin, name=real.name, is_fake=False, forgery_type=None, real_twin=None), replace(fake, pair_quality=quality)]
         assert batches(pair, pairs={"dfdc": 1})[0].patch_weight_B.tolist() == [1.0, weight], (twin.name, quality)
+
+
+def test_a_fake_whose_evidence_is_all_hidden_counts_as_real_and_only_then(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "COVERED", 0.0)
+    for share, labels in ((1.0, {0.0}), (0.0, {1.0})):
+        monkeypatch.setattr(data, "ALL_HIDDEN", share)
+        made = [batches(faces, pairs={"face_swap": 1})[step] for step in range(6)]
+        seen = [batch for batch in made if share == 0.0 or not batch.patch_target_BHW.any()]
+        assert {batch.is_fake_B[1].item() for batch in seen} == labels and len(seen) == 6
+        assert all(bool(batch.type_target_BF[1].any()) == (labels == {1.0}) for batch in made)
+
+
+def test_a_drawn_cover_leaves_most_of_the_evidence_in_sight(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(data, "COVERED", share)
+        monkeypatch.setattr(data, "ALL_HIDDEN", 0.0)
+        marked.append(np.array([batches(faces, pairs={"face_swap": 1})[step].patch_target_BHW[1].sum().item() for step in range(8)]))
+        assert all(batches(faces, pairs={"face_swap": 1})[step].is_fake_B[1] == 1 for step in range(8))
+    assert (marked[1] >= 0.5 * marked[0]).all() and (marked[1] < marked[0]).any()
+
+
+def test_a_guided_manipulation_is_visible_or_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = np.full((224, 224, 3), 128, np.uint8)
+    assert data.guided(np.random.default_rng(0), flat, flat) is None, "no mesh, nothing to guide by"
 
 
 def test_dev_faces_never_train(faces: list[Face]) -> None:
