@@ -16,12 +16,12 @@ import onnx
 import torch
 from safetensors.numpy import save
 
-from engines.contracts import FORGERY_TYPES, Calibration, FileSpec, Manifest, OperatingPoint, PartName, PartSpec, canonical_digest
+from engines.contracts import FORGERY_TYPES, MANIFEST_SCHEMA, Calibration, FileSpec, Manifest, OperatingPoint, PartName, PartSpec, canonical_digest
 from engines.export import Precision, export_part, file_spec, round_half, write_part
 from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
 from trainer.config import ModelConfig
 from trainer.model import FiFaMLLM
-from trainer.parts import CAPACITY, DecoderPart, ScorePart, cache_names
+from trainer.parts import CAPACITY, DecoderPart, MaskPart, ScorePart, cache_names
 
 MAX_NEW_TOKENS = 150
 LICENCES = {
@@ -33,22 +33,30 @@ LICENCES = {
 }
 
 
+def write_encoder(model: FiFaMLLM, out: Path, *, precision: Precision) -> PartSpec:
+    """Write the graph of the score path."""
+    side = model.config.image_size
+    return export_part(
+        ScorePart(model.encoder, model.projector),
+        out / "encoder.onnx",
+        example=(torch.zeros(2, 3, side, side),),
+        dynamic=({0: "batch"},),
+        input_names=["image"],
+        output_names=["det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds"],
+        precision=precision,
+    )
+
+
 def write_parts(model: FiFaMLLM, detector: onnx.ModelProto, tokenizer: Path, out: Path, *, precision: Precision) -> dict[PartName, PartSpec]:
-    """Write the four graphs, the tokenizer and the token embeddings into `out`."""
+    """Write the five graphs, the tokenizer and the token embeddings into `out`."""
+    model.check_exportable()
     out.mkdir(parents=True, exist_ok=True)
     config = model.config
     names = cache_names(config)
     past = [torch.zeros(2, config.lm_heads, CAPACITY, config.lm_width // config.lm_heads) for _ in names]
+    image = torch.randn(2, config.grid**2, config.encoder_width), torch.randn(2, config.grid**2)
     parts: dict[PartName, PartSpec] = {
-        "encoder": export_part(
-            ScorePart(model.encoder, model.projector),
-            out / "encoder.onnx",
-            example=(torch.zeros(2, 3, config.image_size, config.image_size),),
-            dynamic=({0: "batch"},),
-            input_names=["image"],
-            output_names=["det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds"],
-            precision=precision,
-        ),
+        "encoder": write_encoder(model, out, precision=precision),
         "decoder": export_part(
             DecoderPart(model.language, config),
             out / "decoder.onnx",
@@ -59,12 +67,21 @@ def write_parts(model: FiFaMLLM, detector: onnx.ModelProto, tokenizer: Path, out
             precision=precision,
         ),
         "mask_decoder": export_part(
-            model.mask_decoder,
+            MaskPart(model.mask_decoder),
             out / "mask_decoder.onnx",
-            example=(torch.randn(2, config.grid**2, config.encoder_width), torch.randn(2, config.grid**2), torch.randn(2, config.lm_width)),
+            example=(*image, torch.randn(2, config.lm_width)),
             dynamic=({0: "batch"}, {0: "batch"}, {0: "batch"}),
             input_names=["image_embeds", "artifact_logits", "seg_embeds"],
             output_names=["mask_logits", "iou_logit"],
+            precision=precision,
+        ),
+        "box_encoder": export_part(
+            model.box_encoder,
+            out / "box_encoder.onnx",
+            example=(*image, torch.tensor([[0.0, 0.0, 20.0, 20.0], [5.0, 7.0, 40.0, 30.0]])),
+            dynamic=({0: "batch"}, {0: "batch"}, {0: "batch"}),
+            input_names=["image_embeds", "artifact_logits", "box"],
+            output_names=["box_embeds"],
             precision=precision,
         ),
         "face_detector": write_part(detector, out / "face_detector.onnx", precision=precision),
@@ -92,7 +109,7 @@ def draft_manifest(
     uncalibrated = Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing")
     point = OperatingPoint(name="uncalibrated", fake_at=0.5, real_below=0.5, explain_at=0.5)
     return {
-        "schema_version": "1.0",
+        "schema_version": MANIFEST_SCHEMA,
         "name": name,
         "version": version_,
         "precision": precision,
@@ -109,6 +126,7 @@ def draft_manifest(
         },
         "forgery_types": list(FORGERY_TYPES),
         "fict_depth": 112,
+        "query_levels": ["region", "box"],
         "calibration": uncalibrated.model_dump(mode="json"),
         "operating_points": {"uncalibrated": point.model_dump(mode="json")},
         "default_operating_point": "uncalibrated",

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from engines.contracts import PartName, TensorSpec
 from engines.runtime import Arrays
 from trainer.config import ModelConfig
-from trainer.model import FaceEncoder, FiFaMLLM, Projector
+from trainer.model import FaceEncoder, FiFaMLLM, MaskDecoder, Projector
 
 CAPACITY = 256
 """Slots of the KV cache: 66 prefix tokens, a prompt of about 12, answers up to 170 tokens."""
@@ -33,8 +33,21 @@ class ScorePart(nn.Module):
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return det_logit, type_logits, artifact_logits, image_embeds, prefix_embeds."""
         out = self.encoder(image_BCHW)
-        prefix = self.projector(out.image_embeds_BTD, out.artifact_logits_BT, out.query_embeds_BQD)
+        prefix = self.projector(out.image_embeds_BTD, out.artifact_logits_BT, out.query_embeds_BQD, out.statistics_BTS)
         return out.det_logit_B, out.type_logits_BF, out.artifact_logits_BT, out.image_embeds_BTD, prefix
+
+
+class MaskPart(nn.Module):
+    """The mask decoder without its auxiliary maps."""
+
+    def __init__(self, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.mask_decoder = mask_decoder
+
+    def forward(self, image_embeds_MTD: Tensor, artifact_logits_MT: Tensor, seg_embeds_ME: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mask_logits and iou_logit."""
+        out = self.mask_decoder(image_embeds_MTD, artifact_logits_MT, seg_embeds_ME)
+        return out.mask_logits_MHW, out.iou_logit_M
 
 
 class DecoderPart(nn.Module):
@@ -90,7 +103,9 @@ class TorchEngine:
         arguments: list[Any] = [torch.from_numpy(np.ascontiguousarray(feeds[tensor.name])) for tensor in self.inputs]
         if self._packs_past:
             arguments = [*arguments[:2], arguments[2:]]
-        return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, self._module(*arguments), strict=True)}
+        found = self._module(*arguments)
+        returned = (found,) if isinstance(found, Tensor) else found
+        return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, returned, strict=True)}
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "TorchBound":
         """See `engines.runtime.Engine.bind`."""
@@ -111,7 +126,7 @@ class TorchBound:
 
 
 def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
-    """Encoder, decoder and mask decoder of a checkpoint; shapes are symbolic names only."""
+    """Encoder, decoder, mask decoder and box encoder of a checkpoint; shapes are symbolic names only."""
 
     def floats(*names: str) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name=name, dtype="float32", shape=("batch",)) for name in names)
@@ -130,5 +145,8 @@ def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
             floats("logits", "hidden", *(f"present_{name}" for name in caches)),
             packs_past=True,
         ),
-        "mask_decoder": TorchEngine(model.mask_decoder, floats("image_embeds", "artifact_logits", "seg_embeds"), floats("mask_logits", "iou_logit")),
+        "mask_decoder": TorchEngine(
+            MaskPart(model.mask_decoder), floats("image_embeds", "artifact_logits", "seg_embeds"), floats("mask_logits", "iou_logit")
+        ),
+        "box_encoder": TorchEngine(model.box_encoder, floats("image_embeds", "artifact_logits", "box"), floats("box_embeds")),
     }

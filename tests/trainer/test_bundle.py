@@ -40,7 +40,7 @@ def test_sealing_again_gives_the_same_digest_until_something_changes(tmp_path: P
 
 def test_a_draft_states_this_versions_conventions(tmp_path: Path) -> None:
     sealed = seal(tmp_path, drafted(tmp_path))
-    with pytest.raises(Exception, match="no part decoder, face_detector, mask_decoder"):  # all else is supported
+    with pytest.raises(Exception, match="no part box_encoder, decoder, face_detector, mask_decoder"):  # all else is supported
         check_support(sealed)
     assert sealed.decoder.capacity == CAPACITY
     assert sealed.decoder.head_dim * sealed.decoder.num_heads == sealed.decoder.width
