@@ -1,59 +1,102 @@
-"""Checkpoints without pickle: weights, EMA and optimizer state as safetensors, config and progress as JSON; resume continues the same run."""
+"""Checkpoints without pickle: weights, EMA and optimizer state as safetensors, config and progress as JSON; resume continues the same run.
+
+Every process of a run calls what is here. The first writes and the others wait; all of them read. Files hold whole tensors, so that a run may go on
+with another number of processes, its weights cut or not.
+"""
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.config import TrainConfig
-from trainer.model import FiFaMLLM
+from trainer.model import SEG_ADAPTER, FiFaMLLM, add_adapters
+
+HEAD, EMBEDDINGS = "language.lm_head.weight", "language.model.embed_tokens.weight"
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def _is_tied(model: FiFaMLLM) -> bool:
+    return model.get_parameter(HEAD) is model.get_parameter(EMBEDDINGS)
+
+
+def _tensors(model: FiFaMLLM) -> dict[str, Tensor]:
     """State without the duplicate of tied weights, which safetensors refuses."""
-    return {name: tensor for name, tensor in module.state_dict().items() if name != "language.lm_head.weight"}
+    return {name: tensor for name, tensor in model.state_dict().items() if name != HEAD or not _is_tied(model)}
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As files hold them, gathered from the processes that have cut them; empty in all processes but the first."""
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if PartialState().is_main_process:
+            whole[name] = full.detach().cpu().contiguous()
+    return whole
+
+
+def _like(own: Tensor, saved: Tensor) -> Tensor:
+    """A tensor of a file in the place of `own`: on its device, and cut where it is cut."""
+    saved = saved.to(own.device)
+    return distribute_tensor(saved, own.device_mesh, own.placements, src_data_rank=None) if isinstance(own, DTensor) else saved
 
 
 def _load(model: FiFaMLLM, folder: Path) -> None:
-    """The inverse: every tensor but the tied one must be there."""
+    """The inverse of writing `_tensors`: every tensor but a tied one must be there."""
     tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({**tensors, "language.lm_head.weight": tensors["language.model.embed_tokens.weight"]})
+    if not model.adapters and any(f".{SEG_ADAPTER}." in name for name in tensors):
+        add_adapters(model, "separate", train_base=True)
+    own = model.state_dict()
+    if _is_tied(model):
+        tensors[HEAD] = tensors[EMBEDDINGS]
+    model.load_state_dict({name: _like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()})
 
 
 class Ema:
-    """Exponential moving average of a module's parameters (buffers are constant here)."""
+    """Exponential moving average of a module's trained parameters (the others and buffers are constant)."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        self.shadow = {name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the current weights; young averages move faster."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in module.named_parameters():
-            self.shadow[name].lerp_(parameter.detach(), 1 - decay)
+        current = dict(module.named_parameters())
+        for name, average in self.shadow.items():
+            average.lerp_(current[name].detach(), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite the module's parameters with the average."""
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.shadow[name])
+        current = dict(module.named_parameters())
+        for name, average in self.shadow.items():
+            current[name].copy_(average)
 
 
 def save_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
     """Write everything needed to go on from `step`; a crash leaves the old or the new state, never half of one."""
+    state = optimizer.state_dict()["state"]
+    moments = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+    contents = {name: _whole(tensors) for name, tensors in (("model", _tensors(model)), ("ema", ema.shadow), ("optimizer", moments))}
+    if PartialState().is_main_process:
+        _write_training(folder, contents, step, config)
+    PartialState().wait_for_everyone()
+
+
+def _write_training(folder: Path, contents: Mapping[str, dict[str, Tensor]], step: int, config: TrainConfig) -> None:
     fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    state = optimizer.state_dict()["state"]
-    moments = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-    for name, tensors in (("model", _tensors(model)), ("ema", ema.shadow), ("optimizer", moments)):
-        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh / f"{name}.safetensors")
+    for name, tensors in contents.items():
+        save_file(tensors, fresh / f"{name}.safetensors")
     (fresh / "config.json").write_text(json.dumps(config.to_json(), indent=1))
     (fresh / "progress.json").write_text(json.dumps({"step": step}))
     if folder.exists():
@@ -69,17 +112,20 @@ def _sibling(folder: Path, suffix: str) -> Path:
 
 def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Load what `save_training` wrote; return the step to go on from, 0 when there is nothing."""
-    if not folder.exists() and _sibling(folder, "old").exists():
+    if PartialState().is_main_process and not folder.exists() and _sibling(folder, "old").exists():
         _sibling(folder, "old").rename(folder)  # the crash came between two renames
+    PartialState().wait_for_everyone()
     progress = folder / "progress.json"
     if not progress.exists():
         return 0
     _load(model, folder)
-    ema.shadow = load_file(folder / "ema.safetensors")
+    averages = load_file(folder / "ema.safetensors")
+    ema.shadow = {name: _like(own, averages[name]) for name, own in ema.shadow.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
+        moments.setdefault(int(index), {})[key] = _like(parameters[int(index)], tensor) if tensor.ndim else tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     step: int = json.loads(progress.read_text())["step"]
     return step
@@ -87,10 +133,13 @@ def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch
 
 def save_model(folder: Path, model: FiFaMLLM, config: TrainConfig, facts: dict[str, Any]) -> None:
     """Write a finished model: weights, config and what is known of its making."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in _tensors(model).items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+    tensors = _whole(_tensors(model))
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+    PartialState().wait_for_everyone()
 
 
 def load_model(folder: Path) -> tuple[FiFaMLLM, TrainConfig]:

@@ -1,7 +1,11 @@
 """The trainer's settings: one frozen dataclass per concern, recipes as functions. A run saves its config as JSON beside the checkpoint."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+EncoderKind = Literal["dinov2", "clip"]
+Routing = Literal["shared", "detached", "separate"]
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +15,8 @@ class ModelConfig:
     image_size: int = 224
     """Side of the face crop in pixels."""
     patch_size: int = 14
+    encoder_kind: EncoderKind = "dinov2"
+    """Whose architecture the encoder has; "clip" is FaRL's too."""
     encoder_width: int = 384
     encoder_layers: int = 7
     """DINOv2-small read in its middle: six to eight layers are cheaper and better than twelve (frozen probes peak at layer 6)."""
@@ -25,6 +31,10 @@ class ModelConfig:
     vocab_size: int = 1024
     mask_width: int = 96
     """Channels of the mask decoder; masks come out on a grid of 4x the patch grid."""
+    box_cells: int = 4
+    """A `<bbox>` feature is made of this many cells along each side of its box."""
+    mask_encoder: Literal["shared", "own"] = "shared"
+    """Whose patch tokens the mask decoder reads: the face encoder's, or those of a second, frozen one of its sizes (GLaMM's way; an ablation)."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -41,6 +51,11 @@ class ModelConfig:
     def num_prefix_tokens(self) -> int:
         """Image tokens before the prompt: 2x2-merged patches, then DET and CLS."""
         return (self.grid // 2) ** 2 + 2
+
+    @property
+    def exportable(self) -> bool:
+        """False where an engine has no part for what the model does: a second encoder would be one more graph and one more pass over each face."""
+        return self.mask_encoder == "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +81,24 @@ class VisionConfig:
     full_from: float = 0.93
     """From this fraction of the steps on, every patch is seen: the heads settle on the grid they will serve."""
     seed: int = 7
+    accumulate: int = 1
+    """Each process reads its share of a step in this many parts: memory falls, the step stays the same."""
+    recompute: bool = False
+    """Forget the encoder's activations and compute them again on the way back: less memory, about a third more time."""
     eval_every: int = 250
     save_every: int = 100
+
+    def __post_init__(self) -> None:
+        _check_accumulate(self.accumulate)
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
     """Stage 2: projector, language decoder and mask decoder on the frozen encoder."""
 
-    steps: int = 900
-    batch_faces: int = 32
+    steps: int = 800
+    batch_faces: int = 16
+    """Each with up to six questions."""
     views: int = 2
     """Each face is encoded this often: as it is, and under drawn light and codec."""
     lr: float = 1.5e-3
@@ -86,9 +109,29 @@ class LanguageConfig:
     mask_bce: float = 2.0
     mask_dice: float = 0.5
     """Loss weights of GLaMM (xdfa: 1.0 CE + 2.0 BCE + 0.5 Dice)."""
+    area_masks: float = 0.5
+    """Weight of the auxiliary masks of the area spoken of, with the same BCE and Dice inside; 0 leaves them out."""
+    routing: Routing = "shared"
+    """Where the mask loss goes from the [SEG] states: into the language decoder, nowhere, or into adapters of its own."""
     seed: int = 11
+    accumulate: int = 1
+    """As in `VisionConfig`."""
+    recompute: bool = False
+    """As in `VisionConfig`, for the language decoder."""
+    shard: bool = False
+    """Cut weights, gradients and optimizer state over the processes (FSDP2) instead of holding all of them in each (DDP)."""
     eval_every: int = 250
     save_every: int = 100
+
+    def __post_init__(self) -> None:
+        _check_accumulate(self.accumulate)
+        if self.shard and self.routing == "separate":
+            raise ValueError("separate adapters are frozen in turn within a step, which cut weights do not follow; turn shard off or take 'shared'")
+
+
+def _check_accumulate(accumulate: int) -> None:
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}; a step is read in 1 part or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +142,8 @@ class TrainConfig:
     model: ModelConfig
     vision: VisionConfig
     language: LanguageConfig
+    precision: Precision = "bf16"
+    """Of the forward pass (autocast); weights, losses and optimizer state are float32 in either case."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict for `config.json`."""
@@ -107,7 +152,8 @@ class TrainConfig:
     @staticmethod
     def from_json(saved: dict[str, Any]) -> "TrainConfig":
         """The inverse of `to_json`."""
-        return TrainConfig(saved["name"], ModelConfig(**saved["model"]), VisionConfig(**saved["vision"]), LanguageConfig(**saved["language"]))
+        parts = {"model": ModelConfig(**saved["model"]), "vision": VisionConfig(**saved["vision"]), "language": LanguageConfig(**saved["language"])}
+        return TrainConfig(**{**saved, **parts})
 
 
 def small() -> TrainConfig:
@@ -116,15 +162,15 @@ def small() -> TrainConfig:
 
 
 def small_continued() -> TrainConfig:
-    """`small` from the weights of its bundle: half the learning rates, new batches, one StarGAN pair more (its weakest family)."""
+    """`small` from the weights of its bundle: lower learning rates, new batches, and manipulations that the mesh guides onto FICT regions."""
     vision = VisionConfig(
-        steps=1400,
-        pairs={"dfdc": 9, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1, "local_edit": 1},
-        lr_last_block=6e-5,
-        lr_heads=2e-4,
+        steps=1500,
+        pairs={"dfdc": 8, "stargan": 3, "stylegan2": 2, "diffusion": 1, "self_blend": 1, "guided": 2},
+        lr_last_block=8e-5,
+        lr_heads=3e-4,
         warmup_steps=50,
         seed=17,
-        eval_every=200,
+        eval_every=250,
     )
     return TrainConfig("small_continued", ModelConfig(), vision, LanguageConfig())
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer import checkpoint
 from trainer.checkpoint import Ema, load_model, resume_training, save_model, save_training
@@ -106,6 +107,29 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"encoder\.det_head\.0\.weight"):
         load_model(tmp_path)
+
+
+def test_a_head_that_is_not_the_embeddings_is_kept(tmp_path: Path) -> None:
+    config = tiny().model
+    untied = LlamaConfig(
+        vocab_size=config.vocab_size, hidden_size=config.lm_width, intermediate_size=config.lm_mlp, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    models = [FiFaMLLM(config, LlamaForCausalLM(untied)) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.projector.parameters()) for model in models]
+    averages = [Ema(model.projector, 0.9) for model in models]
+    save_training(tmp_path, model=models[0], ema=averages[0], optimizer=optimizers[0], step=1, config=tiny())
+    assert resume_training(tmp_path, model=models[1], ema=averages[1], optimizer=optimizers[1]) == 1
+    assert torch.equal(models[0].language.lm_head.weight, models[1].language.lm_head.weight)
+
+
+def test_what_is_not_trained_has_no_average() -> None:
+    module = nn.Linear(2, 1)
+    module.bias.requires_grad_(False)
+    ema = Ema(module, 0.9)
+    ema.update(module, 0)
+    ema.copy_to(module)
+    assert list(ema.shadow) == ["weight"]
 
 
 def test_a_young_average_moves_faster_than_an_old_one() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from engines.contracts import Mask
 from engines.prompts import Vocabulary
 from trainer import train
 from trainer.checkpoint import load_model
-from trainer.config import TrainConfig, VisionConfig, small, tiny
+from trainer.config import LanguageConfig, TrainConfig, VisionConfig, small, tiny
+from trainer.data import PairedBatch
 from trainer.faces import Face
-from trainer.language_data import AnnotatedFace
+from trainer.language_data import Features, InstructedFace, LanguageBatches, Question
 from trainer.model import FiFaMLLM
 from trainer.tokenizer import train_tokenizer
-from trainer.train import kept_patches, schedule, train_language, train_vision, vision_groups
+from trainer.train import LanguageStep, VisionStep, kept_patches, schedule, train_language, train_vision, vision_groups, with_features
 
 MARKUP = "The <p> mouth </p> [SEG] is soft."
+CLOCK = "seconds", "faces_per_second", "memory_gib"
+"""What a line says of the machine."""
 
 
 class Killed(Exception):
@@ -34,12 +38,21 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def unclocked(line: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if key != "seconds"}
+    return {key: value for key, value in line.items() if key not in CLOCK}
 
 
 def same_weights(one: Path, other: Path) -> bool:
     first, second = (load_model(folder)[0].state_dict() for folder in (one, other))
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several wait for each other in models as small as these: on a busy machine twenty times longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -58,8 +71,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arrange
 
 
+def vision_config(**changed: Any) -> TrainConfig:
+    return replace(tiny(), vision=replace(tiny().vision, pairs={"self_blend": 1, "stylegan2": 1}, **changed))
+
+
 def test_an_interrupted_vision_run_is_the_same_run(faces: list[Face], tmp_path: Path, kill_at: Any) -> None:
-    config: TrainConfig = replace(tiny(), vision=replace(tiny().vision, pairs={"self_blend": 1, "stylegan2": 1}))
+    config = vision_config()
     train_vision(config, faces, tmp_path / "straight")
     kill_at(2)
     with pytest.raises(Killed):
@@ -71,24 +88,31 @@ def test_an_interrupted_vision_run_is_the_same_run(faces: list[Face], tmp_path: 
     assert [unclocked(line) for line in resumed] == [unclocked(line) for line in straight]
     assert "auc_stylegan2" in straight[1] and "auc_stylegan2" in straight[3]
     assert same_weights(tmp_path / "straight" / "vision", tmp_path / "resumed" / "vision")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".jsonl")]
+    state = [path for path in tmp_path.rglob("*") if path.is_file() and not {"tensorboard", "plots"} & set(path.parts)]
+    assert state and not [path for path in state if path.suffix not in (".safetensors", ".json", ".jsonl")]
 
 
-def annotated(count: int) -> list[AnnotatedFace]:
+def instructed(vocabulary: Vocabulary, count: int = 4) -> list[InstructedFace]:
+    """Faces with an answer of one mask; every second is asked for a place without a mask too, so that halves of a batch hold unlike numbers."""
     rng = np.random.default_rng(0)
-    mask = np.zeros((224, 224), bool)
-    mask[140:190, 80:150] = True
-    encoded = Mask.encode(mask)
-    rle = {"size": [224, 224], "counts": encoded.counts}
-    row = {"name": "toy", "is_fake": True, "quality": "good", "mask": rle, "markup": MARKUP, "concepts": [{"concept": "mouth", "mask": rle}]}
-    return [AnnotatedFace(row, rng.integers(0, 256, (56, 56, 3), np.uint8)) for _ in range(count)]
+    cells = np.zeros((1, 16, 16), np.uint8)
+    cells[:, 10:14, 6:11] = 255
+    prompt, known = tuple(vocabulary.question_ids("What is wrong?")), np.ones(1, bool)
+    masked = Question("age", "image", prompt, tuple(vocabulary.answer_ids(MARKUP)), None, cells, cells, True, known)
+    plain = Question("toe", "region", prompt, tuple(vocabulary.answer_ids("Nothing at all.")), None, cells[:0], cells[:0], True, known[:0])
+    images = rng.integers(0, 256, (count, 56, 56, 3), np.uint8)
+    return [InstructedFace(f"toy/{number}", image, (masked, plain) if number % 2 else (masked,)) for number, image in enumerate(images)]
 
 
-def run_language(run: Path, *, steps: int) -> None:
-    run.mkdir(exist_ok=True)
-    config = replace(tiny(), language=replace(tiny().language, steps=steps, save_every=2, lr=5e-3))
+def toy_vocabulary() -> Vocabulary:
+    return Vocabulary(train_tokenizer([MARKUP, "What is wrong?", "Nothing at all."] * 5, tiny().model.vocab_size))
+
+
+def run_language(run: Path, *, precision: Any = "bf16", **changed: Any) -> None:
+    config = replace(tiny(), precision=precision, language=replace(tiny().language, **{"save_every": 2, "lr": 5e-3, **changed}))
+    vocabulary = toy_vocabulary()
     torch.manual_seed(5)
-    train_language(config, FiFaMLLM(config.model), annotated(4), Vocabulary(train_tokenizer([MARKUP] * 5, config.model.vocab_size)), run)
+    train_language(config, FiFaMLLM(config.model), instructed(vocabulary), vocabulary, run)
 
 
 def test_language_training_lowers_the_text_loss_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
@@ -111,6 +135,45 @@ def test_an_interrupted_language_run_is_the_same_run(tmp_path: Path, kill_at: An
     run_language(tmp_path / "resumed", steps=4)
     assert [unclocked(line) for line in lines(tmp_path / "resumed")] == [unclocked(line) for line in lines(tmp_path / "straight")]
     assert same_weights(tmp_path / "straight" / "model", tmp_path / "resumed" / "model")
+
+
+def test_a_step_read_in_pieces_is_the_step_read_at_once(faces: list[Face], tmp_path: Path) -> None:
+    for pieces in (1, 2):
+        train_vision(replace(vision_config(steps=2, accumulate=pieces), precision="fp32"), faces, tmp_path / f"vision{pieces}")
+        run_language(tmp_path / f"language{pieces}", precision="fp32", steps=3, batch_faces=3, accumulate=pieces)
+    for stage in ("vision", "language"):
+        for whole, halves in zip(lines(tmp_path / f"{stage}1"), lines(tmp_path / f"{stage}2"), strict=True):
+            assert unclocked(halves) == pytest.approx(unclocked(whole), abs=2e-5, rel=2e-5)
+
+
+def test_a_step_whose_activations_are_computed_twice_is_the_same_step(faces: list[Face], tmp_path: Path) -> None:
+    for recompute in (False, True):
+        train_vision(vision_config(steps=2, recompute=recompute), faces, tmp_path / f"vision{recompute}")
+        run_language(tmp_path / f"language{recompute}", steps=2, recompute=recompute)
+    for stage in ("vision", "language"):
+        kept, twice = (lines(tmp_path / f"{stage}{recompute}") for recompute in (False, True))
+        assert [unclocked(line) for line in twice] == [unclocked(line) for line in kept]
+
+
+def test_a_step_computes_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device stands for a GPU here: it refuses to meet a tensor of the CPU. Autocast does not know it.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    config, meta = tiny(), torch.device("meta")
+    model = FiFaMLLM(config.model).to(meta)
+    side, grid = config.model.image_size, config.model.grid
+    shapes = (4, 3, side, side), (4,), (4, grid, grid), (4,), (4, 4)
+    batch = PairedBatch(*(torch.empty(shape, device=meta) for shape in shapes))
+    for keep_K in (None, torch.tensor([0, 3, 5], device=meta)):
+        found = VisionStep(model.encoder, config)(batch, keep_K)
+        assert {loss.device for loss in found} == {meta} and VisionStep.counts(batch).device == meta
+        found.total().backward()
+    vocabulary, views = toy_vocabulary(), np.arange(4)
+    widths = (grid**2, config.model.encoder_width), (grid**2,), (2, config.model.query_width), (grid**2, 8)
+    features = Features(*(torch.zeros(4, *width, dtype=torch.half) for width in widths), face_N=views)
+    questions = LanguageBatches(instructed(vocabulary), views, vocabulary, batch_faces=3, seed=0)
+    answered = LanguageStep(model, config)(*with_features(questions[0], features, meta))
+    assert {loss.device for loss in answered} == {meta}
+    answered.total(config.language).backward()
 
 
 def test_the_patches_a_step_sees_depend_on_the_step_until_all_are_seen() -> None:
@@ -147,3 +210,14 @@ def test_the_rate_rises_then_falls_to_a_fiftieth() -> None:
 def test_the_shipped_recipe_warms_up_before_it_ends() -> None:
     config = small()
     assert config.vision.warmup_steps < config.vision.steps and config.language.warmup_steps < config.language.steps
+
+
+@pytest.mark.parametrize("config", [VisionConfig, LanguageConfig])
+def test_a_step_in_no_pieces_is_refused(config: Any) -> None:
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        config(accumulate=0)
+
+
+def test_weights_that_are_cut_do_not_go_with_separate_adapters() -> None:
+    with pytest.raises(ValueError, match="turn shard off"):
+        LanguageConfig(shard=True, routing="separate")
