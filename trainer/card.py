@@ -30,8 +30,9 @@ proof: have a person look before anything is done to anyone.
 
 ## Training data
 `train` rows of DFDC (swaps and reenactments), StarGAN edits of CelebA, FFHQ and StyleGAN2, Stable Diffusion 2.1 faces, Face Research Lab
-London, AMFD, and our own self-blends, swaps and local edits made from their reals. Explanations come from FiFa-Annotator (a grammar bound to
-measurements; no language model). No identity, prompt or grid row of the tables below was trained on; the survey set was never trained on.
+London, AMFD, and our own self-blends, swaps, expressions and local edits made from their reals. Explanations and answers come from
+FiFa-Annotator (a grammar bound to measurements; no language model). No identity, prompt or grid row of the tables below was trained on; the
+survey set was never trained on.
 
 ## Calibration and operating points
 {calibration_method} scaling (scale {scale}, bias {bias}), fitted on {fitted_on}.
@@ -47,13 +48,12 @@ In brackets 95 % intervals from a bootstrap over identities. `fifa-train evaluat
 {tables}
 ## Known limits
 - Trained on two CPU cores: the learning curve was still rising. Local retouching and generators that are not in the list above are the weakest
-  places; a family added teaches that family. On an 88-pixel portrait, a recoloured cheek, exchanged eyes and a half-transparent blend of the inner
-  face all scored below the untouched photograph.
+  places; a family added teaches that family.
 - DFDC names no method: its fakes train the sum of identity swap and expression swap, so the split between the two rests on our own
   manipulations.
 - Explanations learned the annotator's grammar: they say what the annotator would have measured, and they can name a place that was not touched
   (hallucination above). What they score under shuffled labels needs no look at the face: only the difference is sight.
-- Error rates by group (skin, age, sex) are not measured.
+- Error rates by group are measured where our sets say anything (table above): few people; age and ancestry are not labelled in our data.
 """
 
 

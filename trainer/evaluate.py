@@ -1,10 +1,13 @@
 """`fifa-train evaluate`: a part of the dev sets becomes FiFa-Bench, an engine answers it, and `fifa_bench.score` makes the tables.
 
 The bench is instruction data in the held-out grammar: the answers are worded as no training text is. Baselines answer the same samples, so that
-every figure stands beside one of a system that never looks.
+every figure stands beside one of a system that never looks, and beside those of other systems whose files are given.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ from trainer.annotator.reference_mask import frozen_mask
 from trainer.calibrate import of_part
 from trainer.faces import Face, ImageHWC, Part, fit
 from trainer.fifa_bench import baselines
+from trainer.fifa_bench.detection import auc
 from trainer.fifa_bench.engine_probes import engine_probes
+from trainer.fifa_bench.fairness import FAIRNESS_SETS, RealFace, error_rates, skin_luma
 from trainer.fifa_bench.foreign import ADAPTERS
 from trainer.fifa_bench.masks import MaskHW
 from trainer.fifa_bench.predict import AskedFace, masks_by_answer, predict, resized_mask
 from trainer.fifa_bench.robustness import as_tables, sweep
 from trainer.fifa_bench.score import Tables, score
+from trainer.fifa_bench.shortcut import JudgedFace, shortcut_table
 from trainer.instruct import GROUPS, Recipe, subjects
 from trainer.samples import SIDE, Prediction, Sample, read_predictions
 from trainer.shards import on_cores, read_shards, write_instructions
@@ -33,6 +39,8 @@ MASK_FOLDERS = ("sida", "fakeshield")
 MIN_SWEPT = 50
 """Groups of fewer drawn faces are left out of the sweep's table."""
 SWEPT_GROUPS = ("dfdc", "dfdc_curated", "stargan", "ffhq_stylegan2", "sd21_photographs")
+COMPARED_GROUPS = ("dfdc", "stargan", "ffhq_stylegan2", "sd21_photographs", "survey_stylegan2")
+"""Detection groups whose AUC stands beside those of other systems."""
 
 
 def build_bench(faces: Sequence[Face], annotations: Path, part: Part, out: Path, *, workers: int = 1) -> None:
@@ -51,9 +59,9 @@ def bench_faces(bench: Path, originals: Iterable[Face] = ()) -> Iterator[AskedFa
 
 
 def evaluate_engine(
-    analyzer: Analyzer, bench: Path, originals: Sequence[Face], *, text: bool = True
+    analyzer: Analyzer, bench: Path, originals: Sequence[Face], *, text: bool = True, others: Mapping[str, Path] | None = None
 ) -> tuple[Tables, list[Sample], list[Prediction]]:
-    """Every table of FiFa-Bench for an engine; its probes and baselines beside it."""
+    """Every table of FiFa-Bench for an engine; its probes, baselines, and `others` (`other_row`) by name beside it."""
     asked = list(bench_faces(bench, originals))
     samples = [sample for _, of_face in asked for sample in of_face]
     predictions = list(predict(analyzer, asked))
@@ -67,8 +75,37 @@ def evaluate_engine(
     probes = engine_probes(analyzer, asked, regions_of=_regions_of, twin_of=twin_of)
     point = analyzer.operating_point
     tables = score(samples, predictions, text=text, cuts=(point.real_below, point.fake_at), engine_probes=probes)
-    tables["beside systems that do not look"] = beside(tables, asked, samples)
+    judged = judged_faces(asked, predictions)
+    tables["sharpness as a shortcut"] = shortcut_table(
+        partial(_scored, analyzer), [face for face, _ in judged], size=analyzer.manifest.preprocess.image_size
+    )
+    tables["error rates on real faces by group"] = error_rates(
+        [_real_face(face, sample) for face, sample in judged if not sample.is_fake and sample.dataset in FAIRNESS_SETS],
+        real_below=point.real_below,
+        fake_at=point.fake_at,
+    )
+    tables["beside systems that do not look"] = beside(tables, asked, samples, others or {})
     return tables, samples, predictions
+
+
+def judged_faces(asked: Sequence[AskedFace], predictions: Iterable[Prediction]) -> list[tuple[JudgedFace, Sample]]:
+    """Each face that has a `det` sample and a score for it, with that sample."""
+    score_of = {prediction.id: prediction.fake_score for prediction in predictions}
+    return [
+        (JudgedFace(crop_HWC, sample.is_fake, f"{sample.dataset}/{sample.unit}", sample.group, score), sample)
+        for crop_HWC, of_face in asked
+        for sample in of_face
+        if sample.task == "det" and (score := score_of.get(sample.id)) is not None
+    ]
+
+
+def _real_face(face: JudgedFace, sample: Sample) -> RealFace:
+    region_of = _regions_of(face.crop_HWC)
+    return RealFace(sample.dataset, sample.name, face.unit, face.fake_score, None if region_of is None else skin_luma(face.crop_HWC, region_of))
+
+
+def _scored(analyzer: Analyzer, crops_BHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return np.asarray(analyzer.calibrated(analyzer.encode(crops_BHWC)["det_logit"]), np.float64)
 
 
 def score_file(bench: Path, predictions: Path, *, system: str = "ours", masks: Path | None = None, text: bool = True) -> Tables:
@@ -84,8 +121,13 @@ def score_file(bench: Path, predictions: Path, *, system: str = "ours", masks: P
     return score(samples, ADAPTERS[system](samples, predictions, *([masks] if masks else [])), text=text)
 
 
-def beside(tables: Tables, asked: Sequence[AskedFace], samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """The engine's main figures beside those of the constant answer, the spectrum heuristic and the perfect answer."""
+def beside(
+    tables: Tables, asked: Sequence[AskedFace], samples: Sequence[Sample], others: Mapping[str, Path] | None = None
+) -> dict[str, dict[str, float]]:
+    """The engine's main figures beside those of the constant answer, the spectrum heuristic, the perfect answer, and other systems' files by name.
+
+    Raises ValueError for a name that is taken and for what `other_row` refuses.
+    """
     rows = {"engine": _main_figures(tables)}
     for name, system in (
         ("constant", baselines.Constant.of(samples)),
@@ -93,12 +135,55 @@ def beside(tables: Tables, asked: Sequence[AskedFace], samples: Sequence[Sample]
         ("oracle", baselines.oracle),
     ):
         rows[name] = _main_figures(score(samples, list(system(asked)), intervals=False, text=False))
+    for name, path in (others or {}).items():
+        if name in rows:
+            raise ValueError(f"{name!r} names a row of the table already; give {path} another name")
+        rows[name] = other_row(samples, path)
     return rows
+
+
+def other_row(samples: Sequence[Sample], path: Path) -> dict[str, float]:
+    """Main figures of another system on the same samples: of predictions (.jsonl), or of the scores of a plain classifier (.json, `read_scores`)."""
+    if path.suffix == ".jsonl":
+        return _main_figures(score(samples, read_predictions(path), intervals=False, text=False))
+    return baseline_row(samples, read_scores(path))
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """A JSON object of raw scores by face, as 'dfdc/abc.jpg' (set and name), higher meaning fake. Raises ValueError for anything else."""
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); write an object of face -> raw score") from None
+    if not isinstance(scores, dict) or not scores or not all(type(value) in (int, float) and isfinite(value) for value in scores.values()):
+        raise ValueError(f"{path} is no object of face -> finite raw score; write it as {{'dfdc/abc.jpg': 1.73, ...}}")
+    return {face: float(value) for face, value in scores.items()}
+
+
+def baseline_row(samples: Sequence[Sample], scores: Mapping[str, float]) -> dict[str, float]:
+    """The AUC of a plain classifier in each detection group that it scores as a whole; scores of other faces are passed over.
+
+    Raises ValueError for a group of which it leaves faces out: an AUC over others is no comparison.
+    """
+    asked = [sample for sample in samples if sample.task == "det"]
+    row = {}
+    for group in COMPARED_GROUPS:
+        members = [sample for sample in asked if group in sample.group]
+        score_of = {sample.id: scores.get(f"{sample.dataset}/{sample.name}") for sample in members}
+        if all(value is None for value in score_of.values()) or len({sample.is_fake for sample in members}) < 2:
+            continue
+        if missing := [sample for sample in members if score_of[sample.id] is None]:
+            first = f"{missing[0].dataset}/{missing[0].name}"
+            raise ValueError(f"{len(missing)} of {len(members)} faces of {group} have no score, the first is {first}; score all of them or none")
+        row[f"auc_{group}"] = auc(np.array([sample.is_fake for sample in members]), np.array([score_of[sample.id] for sample in members], float))
+    if not row:
+        raise ValueError("not one detection group is scored; faces are named 'dfdc/abc.jpg', by set and name")
+    return row
 
 
 def _main_figures(tables: Mapping[str, Any]) -> dict[str, float]:
     wanted = {
-        **{f"auc_{group}": ("detection", group, "auc") for group in ("dfdc", "stargan", "ffhq_stylegan2", "sd21_photographs", "survey_stylegan2")},
+        **{f"auc_{group}": ("detection", group, "auc") for group in COMPARED_GROUPS},
         "type_macro_f1": ("forgery type", "all", "macro_f1"),
         "loc_miou": ("localisation", "image", "miou"),
         "loc_miou_frozen": ("localisation against the frozen reference", "image", "miou"),
@@ -122,9 +207,6 @@ def robustness_table(analyzer: Analyzer, faces: Sequence[Face], *, count: int, s
     drawn = [faces[i] for i in sorted(np.random.default_rng(seed).permutation(len(faces))[:count])]
     twins = {(face.dataset, face.name): face for face in faces if not face.is_fake}
 
-    def scored(crops_BHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return np.asarray(analyzer.calibrated(analyzer.encode(crops_BHWC)["det_logit"]), np.float64)
-
     def located(crops_BHWC: NDArray[np.uint8]) -> list[MaskHW]:
         encoded = analyzer.encode(crops_BHWC)
         found = masks_by_answer(analyzer, encoded, range(len(crops_BHWC)), analyzer.decode(encoded["prefix_embeds"], "loc"))
@@ -135,7 +217,7 @@ def robustness_table(analyzer: Analyzer, faces: Sequence[Face], *, count: int, s
         return frozen_mask(fit(twin.image(), SIDE), fit(face.image(), SIDE)) if twin is not None and face.pair_quality == "curated" else None
 
     rows = sweep(
-        scored,
+        partial(_scored, analyzer),
         drawn,
         size=analyzer.manifest.preprocess.image_size,
         fake_at=analyzer.operating_point.fake_at,

@@ -14,7 +14,7 @@ from engines.contracts import Manifest, PartName
 from engines.export import Precision, round_module
 from engines.runtime import Bundle, Engine, bundled_engine, open_bundle
 from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
-from trainer.calibrate import calibrate, of_part, score_faces
+from trainer.calibrate import FITTED_PARTS, calibrate, of_part, score_faces
 from trainer.checkpoint import load_model
 from trainer.faces import Face
 from trainer.parity import parity_table
@@ -40,7 +40,7 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
         config.model, parts, out, name=name, version_=version, precision=cast(Precision, precision), provenance={"checkpoint_sha256": digest}
     )
     seal(out, draft)
-    scored = score_faces(Analyzer(open_bundle(out)), of_part(faces, "calibrate"))
+    scored = score_faces(Analyzer(open_bundle(out)), [face for part in FITTED_PARTS for face in of_part(faces, part)])
     calibration, points, probability = calibrate(scored)
     draft |= {
         "calibration": calibration.model_dump(mode="json"),

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from trainer import shards
-from trainer.evaluate import bench_faces, build_bench, score_file
+from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, judged_faces, other_row, read_scores, score_file
 from trainer.faces import Face
 from trainer.fifa_bench import baselines
 from trainer.fifa_bench.predict import predict_to_file
+from trainer.fifa_bench.score import score
 from trainer.shards import read_manifest
 
 
@@ -80,3 +81,69 @@ def test_a_file_of_perfect_answers_scores_best_and_a_silent_one_worst(bench: Pat
 def test_a_file_that_cannot_be_read_is_named(bench: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         score_file(bench, tmp_path / "p.jsonl", **options)
+
+
+# --- Beside other systems ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scores(dev: list[Face]) -> dict[str, float]:
+    """Raw scores of a plain classifier on the dev faces: right, but for one fake that it ranks last."""
+    return {f"{face.dataset}/{face.name}": -1e6 if face.name == "0f.png" else 40.0 * face.is_fake for face in dev}
+
+
+def test_a_plain_classifier_has_a_row_of_its_ranking_alone(bench: Path, scores: dict[str, float], tmp_path: Path) -> None:
+    samples = [sample for _, of_face in bench_faces(bench) for sample in of_face]
+    assert baseline_row(samples, scores) == {"auc_dfdc": 0.75}  # raw scores of any scale, faces of other parts passed over
+    (tmp_path / "plain.json").write_text(json.dumps(scores))
+    assert other_row(samples, tmp_path / "plain.json") == {"auc_dfdc": 0.75}
+
+
+def test_a_file_of_predictions_has_the_row_of_a_whole_system(bench: Path, tmp_path: Path) -> None:
+    predict_to_file(baselines.oracle, bench_faces(bench), tmp_path / "other.jsonl")
+    samples = [sample for _, of_face in bench_faces(bench) for sample in of_face]
+    row = other_row(samples, tmp_path / "other.jsonl")
+    assert row["auc_dfdc"] == row["loc_miou"] == row["age_miou"] == 1 and row["hallucination"] == 0
+
+
+def test_other_systems_stand_beside_the_engine_under_names_of_their_own(bench: Path, scores: dict[str, float], tmp_path: Path) -> None:
+    asked = list(bench_faces(bench))
+    samples = [sample for _, of_face in asked for sample in of_face]
+    tables = score(samples, baselines.oracle(asked), intervals=False, text=False)
+    (tmp_path / "plain.json").write_text(json.dumps(scores))
+    rows = beside(tables, asked, samples, {"plain": tmp_path / "plain.json"})
+    assert list(rows) == ["engine", "constant", "residual heuristic", "oracle", "plain"] and rows["engine"] == rows["oracle"]
+    with pytest.raises(ValueError, match="'oracle' names a row of the table already"):
+        beside(tables, asked, samples, {"oracle": tmp_path / "plain.json"})
+
+
+def test_a_classifier_that_leaves_faces_of_a_group_out_is_refused(bench: Path, scores: dict[str, float]) -> None:
+    samples = [sample for _, of_face in bench_faces(bench) for sample in of_face]
+    with pytest.raises(ValueError, match=r"1 of 8 faces of dfdc have no score, the first is dfdc/2r\.png"):
+        baseline_row(samples, {face: value for face, value in scores.items() if face != "dfdc/2r.png"})
+    with pytest.raises(ValueError, match="not one detection group is scored"):
+        baseline_row(samples, {face.removeprefix("dfdc/"): value for face, value in scores.items()})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("auc: 0.9", "is no JSON", id="no-json"),
+        pytest.param("[0.1, 0.9]", "no object of face", id="a-list"),
+        pytest.param('{"dfdc/a.jpg": "high"}', "no object of face", id="words"),
+        pytest.param('{"dfdc/a.jpg": NaN}', "no object of face", id="not-finite"),
+        pytest.param("{}", "no object of face", id="empty"),
+    ],
+)
+def test_a_file_that_holds_no_scores_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"scores\.json.*{words}"):
+        read_scores(tmp_path / "scores.json")
+
+
+def test_each_scored_face_is_judged_once(bench: Path) -> None:
+    asked = list(bench_faces(bench))
+    judged = judged_faces(asked, list(baselines.oracle(asked))[:-1])
+    assert len(judged) == 8 and {sample.task for _, sample in judged} == {"det"}
+    assert all(face.fake_score == sample.is_fake and "dfdc" in face.groups and face.unit == f"dfdc/{sample.unit}" for face, sample in judged)
+    assert judged_faces(asked, []) == []

@@ -14,6 +14,8 @@ from trainer.fifa_bench.masks import CocoRle, area, decoded, encoded, intersecti
 
 REGION_DILATION_PX = 2
 """A mask may leave its concept's region by this much: the annotator grows regions by it before it cuts masks to them."""
+CLEAN_SHARE = 0.01
+"""Of a region's pixels: with less of them manipulated the annotator answers a question about it as clean."""
 
 
 def _atoms(concept_ids: frozenset[str]) -> set[str]:
@@ -32,8 +34,8 @@ def _share_without(concepts: Sequence[frozenset[str]], others: Sequence[frozense
     return sum(unmet(ids, other_ids) for ids, other_ids in zip(concepts, others, strict=True)) / total if total else 0.0
 
 
-def hallucination_rate(named: Sequence[frozenset[str]], true: Sequence[frozenset[str]]) -> float:
-    """Named FICT concepts none of whose atoms has a true artifact / all named; 0 when nothing is named, which `omission_rate` then shows."""
+def unlisted_rate(named: Sequence[frozenset[str]], true: Sequence[frozenset[str]]) -> float:
+    """Named FICT concepts none of whose atoms the reference answer names / all named; 0 when nothing is named, which `omission_rate` then shows."""
     return _share_without(named, true)
 
 
@@ -85,8 +87,21 @@ def _cells(concept_ids: frozenset[str], depth: Depth) -> set[str]:
 
 def region_of(concept: str, atom_regions: Mapping[str, CocoRle], size: int) -> CocoRle:
     """The region of a concept, its visible atoms together, grown by `REGION_DILATION_PX`; empty where none is visible."""
-    atoms = [atom_regions[atom] for atom in fict.concepts()[concept].atoms if atom in atom_regions]
-    return encoded(dilate(decoded(union(atoms, size)), REGION_DILATION_PX))
+    return encoded(dilate(decoded(_visible(concept, atom_regions, size)), REGION_DILATION_PX))
+
+
+def _visible(concept: str, atom_regions: Mapping[str, CocoRle], size: int) -> CocoRle:
+    return union([atom_regions[atom] for atom in fict.concepts()[concept].atoms if atom in atom_regions], size)
+
+
+def is_hallucinated(concept: str, atom_regions: Mapping[str, CocoRle], artifact: CocoRle, size: int) -> bool:
+    """Whether a named concept has no true artifact: its region holds no pixel of one, or fewer than `CLEAN_SHARE` of the region's pixels.
+
+    The rim that `region_of` grows may hold the artifact but does not raise that bar, or the annotator's own answers about thin places could miss it.
+    A concept that the face does not show holds nothing.
+    """
+    held = area(intersection(region_of(concept, atom_regions, size), artifact))
+    return not held or held < CLEAN_SHARE * area(_visible(concept, atom_regions, size))
 
 
 def share_inside(mask: CocoRle, region: CocoRle) -> float:

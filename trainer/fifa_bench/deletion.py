@@ -1,7 +1,9 @@
 """Does the score rest on what the answer cites: take the cited area away, and as much of the face that was not cited, and score again.
 
-Paint (inpainting) needs nothing but the fake, but an engine may take paint for forgery: what it does to real faces stands beside it. Where the real
-twin of a fake is known, its pixels take the place of the cited ones: the forgery is undone there, and nothing new comes in.
+Paint (inpainting) needs nothing but the fake, but an engine may take paint for forgery: what it does to real faces stands beside it. A cover, flat
+mid grey, is one of those that training lays on reals and fakes alike, for bars and stickers are no forgery: it hides and adds nothing, and what it
+does to real faces says whether that was learned. Where the real twin of a fake is known, its pixels take the place of the cited ones: the forgery is
+undone there, and nothing new comes in.
 
 Shapes: B faces of a batch, H W pixels of a 224 px crop unless said otherwise.
 """
@@ -29,8 +31,10 @@ INPAINT_RADIUS_PX = 3.0
 """Of `cv2.inpaint`: wide enough to carry on a gradient, narrow enough not to smear across a face."""
 MIN_MATCHED_SHARE = 0.01
 """Of the crop (500 px of 224 x 224): where less of the face is left beside what is cited, nothing is compared."""
-PAINTED_SHARE = 0.3
-"""Of the crop, painted over on reals: about what the shipped engine cites on a fake."""
+FILLED_SHARE = 0.3
+"""Of the crop, painted over or covered on reals: about what the shipped engine cites on a fake."""
+COVER_GREY = 128
+"""The mid grey of `trainer.augment.cover_fill`."""
 
 
 class Deletion(NamedTuple):
@@ -50,8 +54,8 @@ class MatchedDrops(NamedTuple):
     control: float
 
 
-class Painted(NamedTuple):
-    """How far paint on the middle of a real face moved its score."""
+class Filled(NamedTuple):
+    """How far paint or a cover on the middle of a real face moved its score."""
 
     unit: str
     drop: float
@@ -62,17 +66,31 @@ def delete_by_paint(analyzer: Analyzer, faces: ExplainedFaces) -> list[Deletion]
     return _delete(analyzer, faces, dict.fromkeys(faces.fakes, painted_over))
 
 
+def delete_by_cover(analyzer: Analyzer, faces: ExplainedFaces) -> list[Deletion]:
+    """One finding for each fake that cites any pixel: cited areas are hidden under flat mid grey."""
+    return _delete(analyzer, faces, dict.fromkeys(faces.fakes, covered))
+
+
 def delete_by_twin(analyzer: Analyzer, faces: ExplainedFaces, twin_of: TwinOf) -> list[Deletion]:
     """One finding for each fake that cites any pixel and whose twin is known: cited areas are as they were before the forgery."""
     twins = {row: twin_of(faces.samples[row]) for row in faces.fakes}
     return _delete(analyzer, faces, {row: partial(undone, twin) for row, twin in twins.items() if twin is not None})
 
 
-def paint_reals(analyzer: Analyzer, faces: ExplainedFaces) -> list[Painted]:
+def paint_reals(analyzer: Analyzer, faces: ExplainedFaces) -> list[Filled]:
     """One finding for each real face: an engine that takes paint for forgery cannot show by painting what its score rests on."""
-    middle_HW = _deepest(oval_mask(SIDE), oval_mask(SIDE), round(PAINTED_SHARE * SIDE * SIDE))
-    drops = _drops(analyzer, faces, [(row, painted_over(faces.crops[row], middle_HW)) for row in faces.reals])
-    return [Painted(faces.unit(row), drop) for row, drop in zip(faces.reals, drops, strict=True)]
+    return _fill_reals(analyzer, faces, painted_over)
+
+
+def cover_reals(analyzer: Analyzer, faces: ExplainedFaces) -> list[Filled]:
+    """One finding for each real face: to an engine that holds a cover for neutral it changes little."""
+    return _fill_reals(analyzer, faces, covered)
+
+
+def _fill_reals(analyzer: Analyzer, faces: ExplainedFaces, fill: Fill) -> list[Filled]:
+    middle_HW = _deepest(oval_mask(SIDE), oval_mask(SIDE), round(FILLED_SHARE * SIDE * SIDE))
+    drops = _drops(analyzer, faces, [(row, fill(faces.crops[row], middle_HW)) for row in faces.reals])
+    return [Filled(faces.unit(row), drop) for row, drop in zip(faces.reals, drops, strict=True)]
 
 
 def _delete(analyzer: Analyzer, faces: ExplainedFaces, fill_of: Mapping[int, Fill]) -> list[Deletion]:
@@ -128,6 +146,11 @@ def painted_over(crop_HWC: ImageHWC, mask_HW: MaskHW) -> ImageHWC:
     return np.asarray(cv2.inpaint(np.ascontiguousarray(crop_HWC), marked_HW, INPAINT_RADIUS_PX, cv2.INPAINT_TELEA), np.uint8)
 
 
+def covered(crop_HWC: ImageHWC, mask_HW: MaskHW) -> ImageHWC:
+    """The crop with a masked area under flat mid grey; the mask is stretched to the crop."""
+    return np.where(_stretched(mask_HW, crop_HWC)[..., None], np.uint8(COVER_GREY), crop_HWC)
+
+
 def undone(twin_HWC: ImageHWC, crop_HWC: ImageHWC, mask_HW: MaskHW) -> ImageHWC:
     """The crop with its twin's pixels in a masked area; twin and mask are stretched to the crop."""
     if twin_HWC.shape != crop_HWC.shape:
@@ -156,8 +179,8 @@ def deletion_row(deletions: Sequence[Deletion], *, fakes: int) -> Row:
     return row | figure("drop_beyond_control", [pair.cited - pair.control for _, pair in pairs], units)
 
 
-def painted_row(painted: Sequence[Painted]) -> Row:
-    """`fell` and `drop` of real faces of which nothing forged was painted over: far from 0, paint itself moves the score."""
-    units = [item.unit for item in painted]
-    row = {"n": float(len(painted))} | figure("fell", [item.drop > 0 for item in painted], units)
-    return row | figure("drop", [item.drop for item in painted], units)
+def filled_row(filled: Sequence[Filled]) -> Row:
+    """`fell` and `drop` of real faces of which nothing forged was hidden: far from 0, the paint or the cover itself moves the score."""
+    units = [item.unit for item in filled]
+    row = {"n": float(len(filled))} | figure("fell", [item.drop > 0 for item in filled], units)
+    return row | figure("drop", [item.drop for item in filled], units)

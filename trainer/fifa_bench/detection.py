@@ -84,6 +84,27 @@ def fake_cut(is_fake_N: Labels, score_N: Scores, fpr_target: float) -> float:
     return _just_above(score_N, real_desc[num_allowed])
 
 
+def safe_fake_cut(
+    is_fake_N: Labels, score_N: Scores, unit_N: Sequence[str], fpr_target: float, *, level: float = 0.95, resamples: int = RESAMPLES
+) -> float:
+    """As `fake_cut`, but other people would be flagged at most as often: `level` of the resamples of whole units keep the target.
+
+    Frames of one person are flagged together, so that a cut which just meets the target on these people misses it on the next.
+    """
+    _both_classes(is_fake_N)
+    real_M = score_N[~is_fake_N]
+    real_desc = np.sort(real_M)[::-1]
+    unit_M, count_RU = drawn_units([unit for unit, fake in zip(unit_N, is_fake_N, strict=True) if not fake], resamples=resamples)
+    weight_RU = count_RU.astype(np.float64)
+    drawn_R = weight_RU @ np.bincount(unit_M)
+    for num_allowed in range(min(int(np.floor(fpr_target * real_desc.size + 1e-9)), real_desc.size - 1), 0, -1):
+        cut = _just_above(score_N, real_desc[num_allowed])
+        flagged_R = weight_RU @ np.bincount(unit_M, weights=real_M >= cut, minlength=weight_RU.shape[1]) / drawn_R
+        if np.quantile(flagged_R, level) <= fpr_target:
+            return cut
+    return _just_above(score_N, real_desc[0])
+
+
 def real_cut(is_fake_N: Labels, score_N: Scores, miss_target: float) -> float:
     """Largest cut with at most `miss_target` of the fakes below it: faces below are called real."""
     _both_classes(is_fake_N)
@@ -140,6 +161,33 @@ def _weighted_ranking(fake_N: Labels, last_N: Labels, weight_RN: NDArray[np.int6
     return figures
 
 
+def resampled_auc(is_fake_N: Labels, score_N: Scores, unit_N: NDArray[np.intp], count_RU: NDArray[np.int64]) -> NDArray[np.float64]:
+    """AUC of every resample of whole units (R,), NaN where one holds a single class; units and counts are those of `drawn_units`.
+
+    Differences of two scores over the same draws are paired. Pairs of units are counted once, so that a resample costs no sort.
+    """
+    fakes_U, reals_U = (np.bincount(unit_N, weights=chosen_N, minlength=count_RU.shape[1]) for chosen_N in (is_fake_N, ~is_fake_N))
+    pairs_R = (count_RU @ fakes_U) * (count_RU @ reals_U)
+    won_R = ((count_RU @ _won_UU(is_fake_N, score_N, unit_N, count_RU.shape[1])) * count_RU).sum(1)
+    return np.divide(won_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
+
+
+def _won_UU(is_fake_N: Labels, score_N: Scores, unit_N: NDArray[np.intp], units: int) -> NDArray[np.float64]:
+    """How many pairs of a fake of one unit (row) and a real of another (column) the fake wins, a tie being half a win: their share is the AUC."""
+    won_UU = np.zeros((units, units))
+    real_score_M, real_unit_M = score_N[~is_fake_N], unit_N[~is_fake_N]
+    for score, unit in zip(score_N[is_fake_N], unit_N[is_fake_N], strict=True):
+        wins_M = (real_score_M < score) + 0.5 * (real_score_M == score)
+        won_UU[unit] += np.bincount(real_unit_M, weights=wins_M, minlength=units)
+    return won_UU
+
+
+def usable_percentiles(value_R: NDArray[np.float64]) -> Interval | None:
+    """The interval of resampled values that may be NaN; None where fewer than half have a value (one class, or too few units)."""
+    usable_R = ~np.isnan(value_R)
+    return percentiles(value_R[usable_R]) if usable_R.mean() >= 0.5 else None
+
+
 # --- Calibration ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -150,24 +198,40 @@ class Reliability(NamedTuple):
     """Mean probability of the bin."""
     observed: Scores
     """Share of fakes in the bin."""
-    faces: NDArray[np.int64]
+    mass: Scores
+    """Faces, or their weights."""
 
 
-def reliability(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS) -> Reliability:
-    """Probability against frequency in equal-mass bins; equal probabilities share a bin."""
+def reliability(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> Reliability:
+    """Probability against frequency in equal-mass bins; equal probabilities share a bin. Faces of another weight count and fill bins by it."""
     if is_fake_N.size == 0:
         raise UndefinedMetric("no faces; calibration error needs at least one")
-    edges = np.quantile(probability_N, np.linspace(0, 1, bins + 1)[1:-1])
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    if weight_N is None:
+        weight_N, edges = np.ones(is_fake_N.size), np.quantile(probability_N, inner)
+    else:
+        order_N = np.argsort(probability_N, kind="stable")
+        reached_N = np.cumsum(weight_N[order_N]) / weight_N.sum()
+        edges = probability_N[order_N][np.minimum(np.searchsorted(reached_N, inner, side="right"), is_fake_N.size - 1)]
     bin_N = np.searchsorted(edges, probability_N, side="right")
-    faces, predicted, observed = (np.bincount(bin_N, weights=weights, minlength=bins) for weights in (None, probability_N, is_fake_N))
-    filled = faces > 0
-    return Reliability(predicted[filled] / faces[filled], observed[filled] / faces[filled], faces[filled].astype(np.int64))
+    mass, predicted, observed = (
+        np.asarray(np.bincount(bin_N, weights=weights_N, minlength=bins), np.float64)
+        for weights_N in (weight_N, weight_N * probability_N, weight_N * is_fake_N)
+    )
+    filled = mass > 0
+    return Reliability(predicted[filled] / mass[filled], observed[filled] / mass[filled], mass[filled])
 
 
-def ece(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS) -> float:
+def ece(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> float:
     """Expected calibration error over equal-mass bins; equal probabilities share a bin."""
-    curve = reliability(is_fake_N, probability_N, bins)
-    return float((np.abs(curve.predicted - curve.observed) * curve.faces).sum() / is_fake_N.size)
+    curve = reliability(is_fake_N, probability_N, bins, weight_N=weight_N)
+    return float((np.abs(curve.predicted - curve.observed) * curve.mass).sum() / curve.mass.sum())
+
+
+def balanced_ece(is_fake_N: Labels, probability_N: Scores) -> float:
+    """Calibration error if real and fake were as frequent: comparable between groups of different mix."""
+    _both_classes(is_fake_N)
+    return ece(is_fake_N, probability_N, weight_N=np.where(is_fake_N, 0.5 / is_fake_N.sum(), 0.5 / (~is_fake_N).sum()))
 
 
 def brier(is_fake_N: Labels, probability_N: Scores) -> float:
@@ -177,11 +241,11 @@ def brier(is_fake_N: Labels, probability_N: Scores) -> float:
     return float(np.mean((probability_N - is_fake_N) ** 2))
 
 
-def nll(is_fake_N: Labels, probability_N: Scores) -> float:
+def nll(is_fake_N: Labels, probability_N: Scores, *, weight_N: Scores | None = None) -> float:
     """Mean negative log-likelihood in nats, probabilities clipped by `NLL_CLIP`."""
     if is_fake_N.size == 0:
         raise UndefinedMetric("no faces; the log-likelihood needs at least one")
-    return float(sk.log_loss(is_fake_N, np.clip(probability_N, NLL_CLIP, 1 - NLL_CLIP), labels=[False, True]))
+    return float(sk.log_loss(is_fake_N, np.clip(probability_N, NLL_CLIP, 1 - NLL_CLIP), labels=[False, True], sample_weight=weight_N))
 
 
 class LogitMap(NamedTuple):
@@ -195,18 +259,19 @@ class LogitMap(NamedTuple):
         return np.asarray(expit(np.asarray(logit_N, np.float64) * self.scale + self.bias))
 
 
-def fit_platt(is_fake_N: Labels, logit_N: Scores) -> LogitMap:
+def fit_platt(is_fake_N: Labels, logit_N: Scores, weight_N: Scores | None = None) -> LogitMap:
     """Scale and bias of least cross entropy against Platt's smoothed targets, which keep separable data finite (Platt 1999, Sec. 2.2)."""
-    return _fit(is_fake_N, logit_N, with_bias=True)
+    return _fit(is_fake_N, logit_N, weight_N, with_bias=True)
 
 
-def fit_temperature(is_fake_N: Labels, logit_N: Scores) -> LogitMap:
+def fit_temperature(is_fake_N: Labels, logit_N: Scores, weight_N: Scores | None = None) -> LogitMap:
     """Scale alone (temperature = 1 / scale), bias 0; same targets as `fit_platt`."""
-    return _fit(is_fake_N, logit_N, with_bias=False)
+    return _fit(is_fake_N, logit_N, weight_N, with_bias=False)
 
 
-def _fit(is_fake_N: Labels, logit_N: Scores, *, with_bias: bool) -> LogitMap:
+def _fit(is_fake_N: Labels, logit_N: Scores, weight_N: Scores | None, *, with_bias: bool) -> LogitMap:
     _both_classes(is_fake_N)
+    weight_N = np.ones(is_fake_N.size) if weight_N is None else weight_N * (is_fake_N.size / weight_N.sum())
     num_fake = int(is_fake_N.sum())
     num_real = is_fake_N.size - num_fake
     target_N = np.where(is_fake_N, (num_fake + 1) / (num_fake + 2), 1 / (num_real + 2))
@@ -215,9 +280,9 @@ def _fit(is_fake_N: Labels, logit_N: Scores, *, with_bias: bool) -> LogitMap:
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         scale, bias = float(np.exp(parameters[0])), float(parameters[1]) if with_bias else 0.0
         x_N = logit_N * scale + bias
-        residual_N = expit(x_N) - target_N
+        residual_N = weight_N * (expit(x_N) - target_N)
         gradient = [float(np.mean(residual_N * logit_N)) * scale, float(residual_N.mean())]
-        return float(np.mean(np.logaddexp(0, x_N) - target_N * x_N)), np.array(gradient[: parameters.size])
+        return float(np.mean(weight_N * (np.logaddexp(0, x_N) - target_N * x_N))), np.array(gradient[: parameters.size])
 
     found = minimize(loss, np.zeros(2 if with_bias else 1), jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-10})
     return LogitMap(float(np.exp(found.x[0])), float(found.x[1]) if with_bias else 0.0)

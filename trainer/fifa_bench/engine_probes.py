@@ -17,7 +17,18 @@ from engines.measure import dilate
 from engines.prompts import PHRASE, PHRASE_END
 from trainer.faces import ImageHWC
 from trainer.fifa_bench.alignment import REGION_DILATION_PX
-from trainer.fifa_bench.deletion import Deletion, Painted, TwinOf, delete_by_paint, delete_by_twin, deletion_row, paint_reals, painted_row
+from trainer.fifa_bench.deletion import (
+    Deletion,
+    Filled,
+    TwinOf,
+    cover_reals,
+    delete_by_cover,
+    delete_by_paint,
+    delete_by_twin,
+    deletion_row,
+    filled_row,
+    paint_reals,
+)
 from trainer.fifa_bench.explained import Cited, ExplainedFaces, Row, explain_faces, figure
 from trainer.fifa_bench.masks import MaskHW, mask_iou, oval_mask
 from trainer.fifa_bench.predict import BATCH, AskedFace, grouped, masks_by_answer, resized_mask
@@ -58,8 +69,10 @@ class Findings:
 
     swaps: list[Swap] = field(default_factory=list)
     by_paint: list[Deletion] = field(default_factory=list)
+    by_cover: list[Deletion] = field(default_factory=list)
     by_twin: list[Deletion] = field(default_factory=list)
-    painted: list[Painted] = field(default_factory=list)
+    painted: list[Filled] = field(default_factory=list)
+    covered: list[Filled] = field(default_factory=list)
     inside: list[Inside] = field(default_factory=list)
     mentions: list[Mention] = field(default_factory=list)
     fakes: int = 0
@@ -68,7 +81,7 @@ class Findings:
 def engine_probes(
     analyzer: Analyzer, items: Iterable[AskedFace], *, regions_of: RegionsOf, twin_of: TwinOf = lambda _: None, batch: int = BATCH
 ) -> dict[str, Row]:
-    """All probes in one pass: swap, deletion and region on fakes, paint and mentions on reals.
+    """All probes in one pass: swap, deletion and region on fakes, paint, cover and mentions on reals.
 
     Every probe has its row, with `n` = 0 where no face would do.
     """
@@ -78,14 +91,18 @@ def engine_probes(
         found.fakes += len(explained.fakes)
         found.swaps += swap_phrases(analyzer, explained)
         found.by_paint += delete_by_paint(analyzer, explained)
+        found.by_cover += delete_by_cover(analyzer, explained)
         found.by_twin += delete_by_twin(analyzer, explained, twin_of)
         found.painted += paint_reals(analyzer, explained)
+        found.covered += cover_reals(analyzer, explained)
         found.inside += look_inside(explained, regions_of)
         found.mentions += [Mention(explained.unit(row), bool(explained.cited[row])) for row in explained.reals]
     return {
         "phrase swap": swap_row(found.swaps, fakes=found.fakes),
         "deletion by paint": deletion_row(found.by_paint, fakes=found.fakes),
-        "paint on reals": painted_row(found.painted),
+        "paint on reals": filled_row(found.painted),
+        "deletion by cover": deletion_row(found.by_cover, fakes=found.fakes),
+        "cover on reals": filled_row(found.covered),
         "deletion by twin": deletion_row(found.by_twin, fakes=found.fakes),
         "in region": inside_row(found.inside),
         "mentions on reals": mention_row(found.mentions),

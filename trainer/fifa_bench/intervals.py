@@ -88,6 +88,32 @@ def mean_interval(value_N: Sequence[float] | NDArray[np.float64], unit_N: Sequen
     return ratio_interval(value_N, np.ones(len(value_N)), unit_N)
 
 
+def class_mean_interval(value_N: Sequence[float], first_N: Sequence[bool], unit_N: Sequence[str]) -> Interval:
+    """Interval of the mean of two classes' means (balanced accuracy). Resamples without one of them are left out; raises if half are."""
+    unit_index_N, count_RU = drawn_units(unit_N)
+    values, first = np.asarray(value_N, float), np.asarray(first_N, bool)
+    means = []
+    for chosen in (first, ~first):
+        size_R = count_RU @ np.bincount(unit_index_N, weights=chosen)
+        total_R = count_RU @ np.bincount(unit_index_N, weights=values * chosen)
+        means.append(np.divide(total_R, size_R, out=np.full(len(size_R), np.nan), where=size_R > 0))
+    mean_R = (means[0] + means[1]) / 2
+    usable_R = ~np.isnan(mean_R)
+    if usable_R.mean() < 0.5:
+        raise UndefinedMetric(f"{int((~usable_R).sum())} of {len(usable_R)} resamples hold one class only; take more units")
+    return percentiles(mean_R[usable_R])
+
+
+def error_interval(is_error_N: Sequence[bool], unit_N: Sequence[str]) -> Interval:
+    """Interval of the share of errors. Where nobody or everybody errs, resampling has no width: the far bound is then that of as many independent
+    trials as there are units, (1 - level) ** (1 / units)."""
+    share, units = float(np.mean(is_error_N)), len(set(unit_N))
+    if 0 < share < 1:
+        return mean_interval(np.asarray(is_error_N, float), unit_N)
+    reach = (1 - LEVEL) ** (1 / units)
+    return Interval(0.0, 1 - reach) if share == 0 else Interval(reach, 1.0)
+
+
 def percentiles(value_R: NDArray[np.float64], level: float = LEVEL) -> Interval:
     """The middle `level` of resampled values."""
     low, high = np.quantile(value_R, [(1 - level) / 2, (1 + level) / 2])

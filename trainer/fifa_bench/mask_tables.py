@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.contracts import FORGERY_TYPES
 from trainer.fifa_bench import alignment
-from trainer.fifa_bench.intervals import Interval, UndefinedMetric, mean_interval, ratio_interval
+from trainer.fifa_bench.intervals import Interval, UndefinedMetric, class_mean_interval, mean_interval, ratio_interval
 from trainer.fifa_bench.masks import (
     STRICT_BOUNDARY_SHARE,
     CocoRle,
@@ -63,8 +63,7 @@ def loc_table(items: Sequence[Item], *, intervals: bool) -> Row:
         row |= _trivial_row(tampered, [item.true_mask for item in tampered])
         if intervals:
             with_interval(row, "miou", mean_interval([iou(item.mask, item.true_mask) for item in tampered], [item.unit for item in tampered]))
-    if tampered and clean:
-        row["balanced_accuracy"] = float(np.mean([_share_right(tampered, marks=True), _share_right(clean, marks=False)]))
+    row |= _called_row(tampered, clean, intervals=intervals)
     answered = [item for item in clean if item.prediction is not None]
     reals = [item for item in answered if not item.sample.is_fake]
     row["clean"] = float(len(clean))
@@ -72,12 +71,27 @@ def loc_table(items: Sequence[Item], *, intervals: bool) -> Row:
         row["false_area"] = float(np.mean([area(item.mask) for item in answered])) / PIXELS
     if reals:
         row["false_area_on_reals"] = float(np.mean([area(item.mask) for item in reals])) / PIXELS
-    return row | _asked_area_row(tampered, answered)
+    return row | _asked_area_row(tampered, answered, intervals=intervals)
 
 
-def _share_right(items: Sequence[Item], *, marks: bool) -> float:
-    """Share of samples that are called tampered (any pixel) or clean (none), as they should be; no answer is never right."""
-    return float(np.mean([item.prediction is not None and bool(area(item.mask)) == marks for item in items]))
+def _called_row(tampered: Sequence[Item], clean: Sequence[Item], *, intervals: bool) -> Row:
+    """Tampered or clean, and the mean of the two where there are both."""
+    row: Row = {}
+    found, kept = _called(tampered, tampered=True), _called(clean, tampered=False)
+    for name, right in (("tampered_called_tampered", found), ("clean_called_clean", kept)):
+        if right:
+            row[name] = float(np.mean(right))
+    if found and kept:
+        row["balanced_accuracy"] = (float(np.mean(found)) + float(np.mean(kept))) / 2
+        if intervals:
+            units = [item.unit for item in (*tampered, *clean)]
+            with_interval(row, "balanced_accuracy", class_mean_interval([*found, *kept], [True] * len(found) + [False] * len(kept), units))
+    return row
+
+
+def _called(items: Sequence[Item], *, tampered: bool) -> list[bool]:
+    """Which samples are called tampered (any pixel) or clean (none), as they should be; no answer is never right."""
+    return [item.prediction is not None and bool(area(item.mask)) == tampered for item in items]
 
 
 def _overlap_row(predicted: Sequence[CocoRle], reference: Sequence[CocoRle]) -> Row:
@@ -103,7 +117,7 @@ def _trivial_row(items: Sequence[Item], reference: Sequence[CocoRle]) -> Row:
     return {"miou_trivial": float(np.mean(values))} if values else {}
 
 
-def _asked_area_row(tampered: Sequence[Item], clean: Sequence[Item]) -> Row:
+def _asked_area_row(tampered: Sequence[Item], clean: Sequence[Item], *, intervals: bool) -> Row:
     """What region and box queries add: overlap within the asked area, and what leaves it."""
     row: Row = {}
     areas = [(item, asked) for item in tampered if (asked := item.asked_area) is not None]
@@ -112,9 +126,12 @@ def _asked_area_row(tampered: Sequence[Item], clean: Sequence[Item]) -> Row:
     if values:
         row["miou_in_area"] = float(np.mean(values))
     everyone = [*areas, *((item, asked) for item in clean if (asked := item.asked_area) is not None)]
-    outside = [1 - alignment.share_inside(item.mask, asked) for item, asked in everyone if area(item.mask)]
-    if outside:
-        row["outside_area"] = float(np.mean(outside))
+    shown = [(item, asked) for item, asked in everyone if area(item.mask)]
+    if shown:
+        outside = [1 - alignment.share_inside(item.mask, asked) for item, asked in shown]
+        row |= {"masks_shown": float(len(shown)), "outside_area": float(np.mean(outside))}
+        if intervals:
+            with_interval(row, "outside_area", mean_interval(outside, [item.unit for item, _ in shown]))
     marked = [area(intersection(item.mask, asked)) / area(asked) for item in clean if (asked := item.asked_area) is not None and area(asked)]
     if marked:
         row["false_share_of_area"] = float(np.mean(marked))
@@ -198,13 +215,13 @@ def alignment_table(items: Sequence[Item], *, intervals: bool) -> Row:
     """Whether phrases and masks of one level speak of one place, and of a place that was touched."""
     told = [item for item in items if item.sample.tampered and item.truths]
     clean = [item for item in items if not item.sample.tampered and item.prediction is not None]
-    row: Row = {}
+    row = _hallucination_row(items, intervals=intervals)
     named, true = [item.named for item in told], [item.true_concepts for item in told]
     if told:
-        row |= {"hallucination": alignment.hallucination_rate(named, true), "omission": alignment.omission_rate(named, true)}
+        row |= {"unlisted": alignment.unlisted_rate(named, true), "omission": alignment.omission_rate(named, true)}
         if intervals and any(named):
-            missed = [alignment.unmet(said, wanted) for said, wanted in zip(named, true, strict=True)]
-            with_interval(row, "hallucination", ratio_interval(missed, [len(said) for said in named], [item.unit for item in told]))
+            unlisted = [alignment.unmet(said, wanted) for said, wanted in zip(named, true, strict=True)]
+            with_interval(row, "unlisted", ratio_interval(unlisted, [len(said) for said in named], [item.unit for item in told]))
     if clean:
         row["clean_mention"] = float(np.mean([bool(item.masks) for item in clean]))
     masks = [(rle, mask) for item in items if item.prediction for rle, mask in zip(item.masks, item.prediction.masks, strict=True)]
@@ -212,6 +229,29 @@ def alignment_table(items: Sequence[Item], *, intervals: bool) -> Row:
         row |= {"phrases": float(len(masks)), "phrases_outside_fict": float(np.mean([mask.concept is None for _, mask in masks]))}
         row["phrases_without_a_pixel"] = float(np.mean([not area(rle) for rle, _ in masks]))
     return row | _in_region_row(items, intervals=intervals)
+
+
+def _hallucination_row(items: Sequence[Item], *, intervals: bool) -> Row:
+    """Named concepts with no true artifact over all named, 0 where nothing is named; samples of which that cannot be said are counted apart."""
+    judged = [(item, invented) for item in items if (invented := _num_invented(item)) is not None]
+    row: Row = {}
+    for name, members in (("hallucination", judged), ("hallucination_on_fakes", [pair for pair in judged if pair[0].sample.is_fake])):
+        named, invented_of = [len(item.named) for item, _ in members], [number for _, number in members]
+        if members:
+            row[name] = sum(invented_of) / sum(named) if any(named) else 0.0
+        if intervals and any(named):
+            with_interval(row, name, ratio_interval(invented_of, named, [item.unit for item, _ in members]))
+    return row | {"artifact_unknown": float(len(items) - len(judged))}
+
+
+def _num_invented(item: Item) -> int | None:
+    """How many named concepts have no true artifact: on a real face all. None for a fake whose artifact, or FICT on it, is not known."""
+    if not item.sample.is_fake:
+        return len(item.named)
+    artifact = item.artifact
+    if artifact is None or not item.regions:
+        return None
+    return sum(alignment.is_hallucinated(concept, item.regions, artifact, SIDE) for concept in item.named)
 
 
 def _in_region_row(items: Sequence[Item], *, intervals: bool) -> Row:

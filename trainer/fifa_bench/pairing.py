@@ -4,7 +4,8 @@ Answers come in any order; a sample without one, or with a refusal, is a miss th
 answer to no sample, are errors.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -28,6 +29,10 @@ class Item:
     prediction: Prediction | None
     """None where there is no answer, or only a refusal."""
     refused: bool = False
+    artifact: CocoRle | None = None
+    """All that was manipulated on the face of a fake, whatever the sample asks; None where that is not known, and for a real face."""
+    face_regions: Mapping[str, Rle] | None = None
+    """Where FICT lies on the face, by the image-level `age` sample; None without one."""
 
     @property
     def unit(self) -> str:
@@ -75,6 +80,11 @@ class Item:
         """FICT concepts of a perfect answer."""
         return frozenset(concept for concept, _ in self.truths if concept is not None)
 
+    @cached_property
+    def regions(self) -> dict[str, CocoRle]:
+        """Where FICT lies on the face, as `Sample.regions`: of the sample, or of the face's image-level `age`; empty where neither says."""
+        return {name: coco(rle) for name, rle in (self.sample.regions or self.face_regions or {}).items()}
+
     @property
     def text(self) -> str:
         """What was answered, '' for a miss."""
@@ -104,16 +114,35 @@ def paired(samples: Iterable[Sample], predictions: Iterable[Prediction]) -> list
         by_id[prediction.id] = prediction
     items = []
     seen: set[str] = set()
-    for sample in sorted(samples, key=lambda sample: sample.id):
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    artifacts, regions = _artifacts(ordered), _regions(ordered)
+    for sample in ordered:
         if sample.id in seen:
             raise ValueError(f"two samples have the id {sample.id!r}; ids must be unique in a split")
         seen.add(sample.id)
         prediction_or_none = by_id.pop(sample.id, None)
         refused = prediction_or_none is not None and prediction_or_none.refused is not None
-        items.append(Item(sample, None if refused else prediction_or_none, refused))
+        face = sample.dataset, sample.name
+        items.append(Item(sample, None if refused else prediction_or_none, refused, artifacts.get(face), regions.get(face)))
     if by_id:
         raise ValueError(f"{len(by_id)} predictions answer no sample, the first is {min(by_id)!r}; score them against the split they were made for")
     return items
+
+
+def _artifacts(samples: Iterable[Sample]) -> dict[tuple[str, str], CocoRle]:
+    """What was manipulated on each fake: all masks of its image-level samples, so far as these are known.
+
+    `loc` shows the whole of it and `age` its parts; of a face without a twin, `age` also names what lies outside the oval that `loc` shows.
+    """
+    masks: dict[tuple[str, str], list[CocoRle]] = defaultdict(list)
+    for sample in samples:
+        if sample.is_fake and sample.mask_known and sample.level == "image" and sample.probe is None:
+            masks[sample.dataset, sample.name] += [rle for mask in sample.masks if area(rle := coco(mask.rle))]
+    return {face: union(rles, SIDE) for face, rles in masks.items() if rles}
+
+
+def _regions(samples: Iterable[Sample]) -> dict[tuple[str, str], Mapping[str, Rle]]:
+    return {(s.dataset, s.name): s.regions for s in samples if s.regions and s.level == "image" and s.probe is None}
 
 
 def _check(prediction: Prediction) -> None:

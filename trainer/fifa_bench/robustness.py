@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from trainer.faces import Face, ImageHWC, fit
-from trainer.fifa_bench.detection import auc
-from trainer.fifa_bench.intervals import drawn_units, percentiles
+from trainer.fifa_bench.detection import auc, resampled_auc, usable_percentiles
+from trainer.fifa_bench.intervals import drawn_units
 from trainer.fifa_bench.masks import mask_iou
 
 CropsBHWC = NDArray[np.uint8]
@@ -208,24 +208,8 @@ class _Group:
     def _interval(self, score_N: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
         units = [f"{face.dataset}/{face.unit}" for face in self.faces]
         unit_N, count_RU = drawn_units(units, resamples=self.resamples, seed=self.seed)
-        fakes_U, reals_U = (np.bincount(unit_N, weights=chosen_N) for chosen_N in (self._is_fake_N, ~self._is_fake_N))
-        pairs_R = (count_RU @ fakes_U) * (count_RU @ reals_U)
-        if (pairs_R > 0).mean() < 0.5:  # one class only, or too few units to draw both
-            return None, None
-        gain_UU = _won_UU(self._is_fake_N, score_N, unit_N) - _won_UU(self._is_fake_N, self.score_N, unit_N)
-        gain_R = ((count_RU @ gain_UU) * count_RU).sum(1)
-        return percentiles(gain_R[pairs_R > 0] / pairs_R[pairs_R > 0])
-
-
-def _won_UU(is_fake_N: NDArray[np.bool_], score_N: NDArray[np.float64], unit_N: NDArray[np.intp]) -> NDArray[np.float64]:
-    """How many pairs of a fake of one unit (row) and a real of another (column) the fake wins, a tie being half a win: their share is the AUC."""
-    units = unit_N.max() + 1
-    won_UU = np.zeros((units, units))
-    real_score_M, real_unit_M = score_N[~is_fake_N], unit_N[~is_fake_N]
-    for score, unit in zip(score_N[is_fake_N], unit_N[is_fake_N], strict=True):
-        wins_M = (real_score_M < score) + 0.5 * (real_score_M == score)
-        won_UU[unit] += np.bincount(real_unit_M, weights=wins_M, minlength=units)
-    return won_UU
+        after_R, before_R = (resampled_auc(self._is_fake_N, values_N, unit_N, count_RU) for values_N in (score_N, self.score_N))
+        return usable_percentiles(after_R - before_R) or (None, None)
 
 
 def _mean(values: NDArray[Any]) -> float | None:

@@ -92,6 +92,7 @@ def _ranking(is_fake_N: NDArray[np.bool_], score_N: NDArray[np.float64]) -> Row:
         "eer": detection.eer(is_fake_N, score_N),
         **{name: detection.tpr_at_fpr(is_fake_N, score_N, target) for name, target in FPR_TARGETS.items()},
         "ece": detection.ece(is_fake_N, score_N),
+        "ece_balanced": detection.balanced_ece(is_fake_N, score_N),
         "brier": detection.brier(is_fake_N, score_N),
         "nll": detection.nll(is_fake_N, score_N),
     }
@@ -123,7 +124,7 @@ def _curves(curves: dict[str, Any], name: str, is_fake_N: NDArray[np.bool_], sco
     kept = np.unique(np.linspace(0, len(fpr_T) - 1, CURVE_POINTS).round().astype(int))
     curves["roc"][name] = {"fpr": fpr_T[kept].tolist(), "tpr": tpr_T[kept].tolist()}
     predicted, observed, faces = detection.reliability(is_fake_N, score_N)
-    curves["reliability"][name] = {"predicted": predicted.tolist(), "observed": observed.tolist(), "faces": faces.tolist()}
+    curves["reliability"][name] = {"predicted": predicted.tolist(), "observed": observed.tolist(), "faces": faces.astype(int).tolist()}
 
 
 def _types(tables: Tables, items: Sequence[Item]) -> None:

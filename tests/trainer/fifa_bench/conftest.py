@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.analyzer import Analyzer
-from engines.contracts import FORGERY_TYPES, Calibration, DecoderSpec, Manifest, OperatingPoint, PreprocessSpec
+from engines.contracts import FORGERY_TYPES, Calibration, DecoderSpec, Manifest, OperatingPoint, PreprocessSpec, QueryLevel
 from engines.preprocess import IMAGE_MEAN, IMAGE_STD
-from engines.prompts import PHRASE, PHRASE_END, PROMPTS, SEG, SEP, Vocabulary
+from engines.prompts import BBOX, PHRASE, PHRASE_END, PROMPTS, SEG, SEP, Vocabulary
 from engines.runtime import Bundle
 from trainer.samples import SIDE, Sample
 from trainer.tokenizer import train_tokenizer
@@ -55,48 +55,71 @@ class ToyEncoder:
         }  # fmt: skip
 
 
-class ToyDecoder:
-    """Writes the given answers. Embeddings are token ids, so it sees what it is fed; the state of a [SEG] names a place."""
+class ToyBoxEncoder:
+    """Turns a box into the token `<bbox>`, beside which stands the cell of its centre."""
 
     inputs, outputs = (), ()
 
-    def __init__(self, vocabulary: Vocabulary, write: Callable[[int, str], str], *, follows: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._bbox = vocabulary.ids[BBOX]
+        self.boxes: list[tuple[float, ...]] = []
+        """Every box that was asked about, in order."""
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        self.boxes += [tuple(box) for box in feeds["box"].tolist()]
+        x, y = ((feeds["box"][:, edge] + feeds["box"][:, edge + 2]) / 2 // (IMAGE // CELLS) for edge in (0, 1))
+        return {"box_embeds": np.stack([np.full(len(x), self._bbox), y * CELLS + x], 1).astype(np.float32)}
+
+
+class ToyDecoder:
+    """Writes the given answers, as logits at every position. Embeddings are token ids, so it sees what it is fed; the state of a [SEG] names a place.
+
+    It reads the slots up to its own position, as attention over a cache does: what stands behind, such as padding, it cannot see.
+    """
+
+    inputs, outputs = (), ()
+
+    def __init__(self, vocabulary: Vocabulary, write: Callable[..., str], *, follows: bool) -> None:
         self._vocabulary, self._write, self._follows = vocabulary, write, follows
-        self._tasks = {tuple(vocabulary.prompt_ids(task)): task for task in PROMPTS}
+        self._questions: dict[tuple[int, ...], tuple[str, ...]] = {tuple(vocabulary.prompt_ids(task)): (task,) for task in PROMPTS}
+        for task in PROMPTS:
+            self._questions[tuple(vocabulary.prompt_ids(task, "box"))] = (task, BBOX)
+            self._questions |= {tuple(vocabulary.prompt_ids(task, "region", phrase)): (task, phrase) for phrase in PLACES}
         self.prefills = 0
         """Rows that began, over all runs."""
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "ToyDecoder":
-        (rows,) = {shape[0] for shape in shapes.values()}
-        self._tokens: list[list[int]] = [[] for _ in range(rows)]
+        ((rows, _, capacity, _),) = set(shapes.values())
+        self._slots = np.zeros((rows, capacity, 2))
         return self
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        fed_BS = feeds["inputs_embeds"][:, :, 0].round().astype(int)
-        self.prefills += len(fed_BS) * (fed_BS[0, 0] < 0)
-        logits = np.zeros((*fed_BS.shape, self._vocabulary.size), np.float32)
-        hidden = np.zeros((*fed_BS.shape, 2), np.float32)
-        for row, column in np.ndindex(*fed_BS.shape):
-            self._tokens[row].append(int(fed_BS[row, column]))
-            face, *read = self._tokens[row]
+        fed_BS2, slot_BS = feeds["inputs_embeds"], feeds["positions"]
+        self.prefills += len(fed_BS2) * (fed_BS2[0, 0, 0] < 0)
+        logits = np.zeros((*slot_BS.shape, self._vocabulary.size), np.float32)
+        hidden = np.zeros((*slot_BS.shape, 2), np.float32)
+        for row, column in np.ndindex(*slot_BS.shape):
+            slot = slot_BS[row, column]
+            self._slots[row, slot] = fed_BS2[row, column]
+            face, *read = self._slots[row, : slot + 1, 0].round().astype(int).tolist()
             if self._vocabulary.ids[SEP] not in read:
                 continue
             begin = read.index(self._vocabulary.ids[SEP]) + 1
-            task, said = self._tasks[tuple(read[:begin])], read[begin:]
-            wanted = self._vocabulary.answer_ids(self._write(-1 - face, task))
+            asked, said = self._questions[tuple(read[:begin])], read[begin:]
+            wanted = self._vocabulary.answer_ids(self._write(-1 - face, *asked))
             logits[row, column, wanted[min(len(said), len(wanted) - 1)]] = 1.0
             if said and said[-1] == self._vocabulary.ids[SEG]:
-                hidden[row, column, 0] = self._place(said)
+                hidden[row, column, 0] = self._place(said, asked[1:], self._slots[row, 1 : begin + 1, 1].max())
         return {"logits": logits, "hidden": hidden}
 
-    def _place(self, said: list[int]) -> int:
+    def _place(self, said: list[int], area: tuple[str, ...], box_place: float) -> float:
         ids = self._vocabulary.ids
         ordinal = said.count(ids[SEG]) - 1
-        if not self._follows or ids[PHRASE] not in said:
-            return list(PLACES.values())[ordinal]
-        begin = len(said) - 1 - said[::-1].index(ids[PHRASE])
-        phrase = self._vocabulary.tokenizer.decode(said[begin + 1 : said.index(ids[PHRASE_END], begin)]).strip()
-        return PLACES[phrase]
+        if self._follows and ids[PHRASE] in said:
+            begin = len(said) - 1 - said[::-1].index(ids[PHRASE])
+            phrase = self._vocabulary.tokenizer.decode(said[begin + 1 : said.index(ids[PHRASE_END], begin)]).strip()
+            return PLACES[phrase]
+        return box_place if area == (BBOX,) else PLACES[area[0]] if area else list(PLACES.values())[ordinal]
 
 
 class ToyMaskDecoder:
@@ -116,7 +139,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(train_tokenizer(["The <p> nose </p> [SEG] is odd."], 600))
 
 
-def toy_manifest(vocab_size: int) -> Manifest:
+def toy_manifest(vocab_size: int, query_levels: tuple[QueryLevel, ...] = ()) -> Manifest:
     """Of an engine without files."""
     decoder = DecoderSpec(
         num_layers=1, num_heads=1, head_dim=2, width=2, vocab_size=vocab_size, num_prefix_tokens=1, capacity=160, max_new_tokens=120
@@ -126,7 +149,7 @@ def toy_manifest(vocab_size: int) -> Manifest:
     return Manifest(
         name="toy", version="0", precision="fp32", backend="onnxruntime", parts={}, files={},
         preprocess=PreprocessSpec(image_size=IMAGE, grid=2, mask_size=GRID, crop_scale=1.3, mean=mean, std=std),  # type: ignore[arg-type]
-        decoder=decoder, forgery_types=FORGERY_TYPES, fict_depth=14,
+        decoder=decoder, forgery_types=FORGERY_TYPES, fict_depth=14, query_levels=query_levels,
         calibration=Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing"),
         operating_points={"toy": point}, default_operating_point="toy", score_baseline=(0.05,) * 20, licences={}, provenance={}, metrics={},
         digest=hashlib.sha256(b"toy").hexdigest(),
@@ -135,13 +158,17 @@ def toy_manifest(vocab_size: int) -> Manifest:
 
 @pytest.fixture
 def toy_bundle(vocabulary: Vocabulary) -> Callable[..., Bundle]:
-    """`toy_bundle(write, follows=True)`: an opened bundle whose decoder writes `write(face number, task)`."""
+    """`toy_bundle(write, follows=True, query_levels=())`: an opened bundle whose decoder writes `write(face number, task)`.
 
-    def build(write: Callable[[int, str], str], *, follows: bool = True) -> Bundle:
+    Where it answers queries, asked about a region or box it writes `write(face number, task, phrase or <bbox>)`.
+    """
+
+    def build(write: Callable[..., str], *, follows: bool = True, query_levels: tuple[QueryLevel, ...] = ()) -> Bundle:
         table_VE = np.zeros((vocabulary.size, 2), np.float32)
         table_VE[:, 0] = np.arange(vocabulary.size)
-        engines: Any = {"encoder": ToyEncoder(), "decoder": ToyDecoder(vocabulary, write, follows=follows), "mask_decoder": ToyMaskDecoder()}
-        return Bundle(toy_manifest(vocabulary.size), Path(), engines, vocabulary, table_VE)
+        decoder = ToyDecoder(vocabulary, write, follows=follows)
+        engines: Any = {"encoder": ToyEncoder(), "decoder": decoder, "mask_decoder": ToyMaskDecoder(), "box_encoder": ToyBoxEncoder(vocabulary)}
+        return Bundle(toy_manifest(vocabulary.size, query_levels), Path(), engines, vocabulary, table_VE)
 
     return build
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines import fict
+from trainer.annotator import annotate
 from trainer.fifa_bench import alignment
-from trainer.fifa_bench.alignment import concept_overlap, phrase_fits, region_of, share_inside
+from trainer.fifa_bench.alignment import concept_overlap, is_hallucinated, phrase_fits, region_of, share_inside
 from trainer.fifa_bench.intervals import UndefinedMetric
 from trainer.fifa_bench.masks import area, decoded, encoded
 
@@ -16,14 +17,14 @@ NOSE, TIP, CHIN, CHEEK = (frozenset({name}) for name in ("nose", "nose_tip", "ch
 NOTHING: frozenset[str] = frozenset()
 
 
-def test_a_parent_is_true_where_one_of_its_atoms_is() -> None:
-    assert alignment.hallucination_rate([NOSE], [TIP]) == 0.0
+def test_a_parent_is_listed_where_one_of_its_atoms_is() -> None:
+    assert alignment.unlisted_rate([NOSE], [TIP]) == 0.0
     assert alignment.omission_rate([NOSE], [TIP]) == 0.0
 
 
-def test_hallucination_and_omission_equal_the_hand_computed_values() -> None:
+def test_unlisted_and_omitted_shares_equal_the_hand_computed_values() -> None:
     named, true = [NOSE | CHIN, CHEEK, NOTHING], [TIP, NOTHING, CHIN | CHEEK]
-    assert alignment.hallucination_rate(named, true) == pytest.approx(2 / 3)  # chin and right cheek of three named
+    assert alignment.unlisted_rate(named, true) == pytest.approx(2 / 3)  # chin and right cheek of three named
     assert alignment.omission_rate(named, true) == pytest.approx(2 / 3)  # chin and right cheek of three true
     assert alignment.mention_rate([NOSE, NOTHING, NOTHING, CHIN]) == 0.5
 
@@ -32,11 +33,11 @@ def test_hallucination_and_omission_equal_the_hand_computed_values() -> None:
 @given(true=st.lists(st.sampled_from([NOSE, TIP, CHIN, CHEEK, NOSE | CHIN]), min_size=1, max_size=6), seed=st.integers(0, 2**31))
 def test_concept_rates_are_0_for_the_truth_worst_for_the_opposite_and_blind_to_order(true: list[frozenset[str]], seed: int) -> None:
     silent = [NOTHING] * len(true)
-    assert alignment.hallucination_rate(true, true) == alignment.omission_rate(true, true) == alignment.mention_rate(silent) == 0.0
-    assert alignment.hallucination_rate(true, silent) == alignment.omission_rate(silent, true) == alignment.mention_rate(true) == 1.0
+    assert alignment.unlisted_rate(true, true) == alignment.omission_rate(true, true) == alignment.mention_rate(silent) == 0.0
+    assert alignment.unlisted_rate(true, silent) == alignment.omission_rate(silent, true) == alignment.mention_rate(true) == 1.0
     order = np.random.default_rng(seed).permutation(len(true))
     named = [NOSE, CHEEK, CHIN, NOTHING, TIP, NOSE][: len(true)]
-    for rate in (alignment.hallucination_rate, alignment.omission_rate):
+    for rate in (alignment.unlisted_rate, alignment.omission_rate):
         assert rate([named[i] for i in order], [true[i] for i in order]) == rate(named, true)
 
 
@@ -75,6 +76,33 @@ def test_a_region_is_its_visible_atoms_grown_by_two_pixels() -> None:
     assert (decoded(region_of("nose_tip", atoms, 32)) == _square(2, 2, 8)).all()
     assert (decoded(region_of("nose", atoms, 32)) == (_square(2, 2, 8) | _square(18, 18, 6))).all()
     assert area(region_of("chin", atoms, 32)) == 0
+
+
+ATOMS = {"nose_tip": encoded(_square(4, 4, 20)), "nasal_root": encoded(_square(28, 28, 2))}  # 400 px and 4 px
+
+
+@pytest.mark.parametrize(
+    ("concept", "artifact_HW", "hallucinated"),
+    [
+        pytest.param("nose_tip", _square(10, 10, 2), False, id="1 % of the region is enough"),
+        pytest.param("nose_tip", _square(10, 10, 2) & ~_square(10, 10, 1), True, id="one pixel less is not"),
+        pytest.param("nose", _square(10, 10, 2), True, id="a parent is as large as its atoms together"),
+        pytest.param("nose", _square(28, 28, 2) | _square(10, 10, 1), False, id="whichever of its atoms holds the artifact"),
+        pytest.param("nasal_root", _square(28, 28, 1), False, id="one pixel is enough for a small region"),
+        pytest.param("nasal_root", _square(10, 10, 8), True, id="none is never"),
+        pytest.param("nose_tip", _square(24, 4, 2), False, id="the rim counts, and does not raise the bar"),
+        pytest.param("nose_tip", _square(26, 4, 6), True, id="beyond the rim"),
+        pytest.param("chin", np.ones((32, 32), bool), True, id="a concept that the face does not show"),
+    ],
+)
+def test_a_concept_is_hallucinated_where_the_annotator_would_call_its_region_clean(
+    concept: str, artifact_HW: NDArray[np.bool_], hallucinated: bool
+) -> None:
+    assert is_hallucinated(concept, ATOMS, encoded(artifact_HW), 32) is hallucinated
+
+
+def test_the_bench_and_the_annotator_agree_on_the_rim_and_on_what_is_clean() -> None:
+    assert (alignment.REGION_DILATION_PX, alignment.CLEAN_SHARE) == (annotate.REGION_DILATION_PX, annotate.CLEAN_SHARE)
 
 
 def test_the_share_inside_counts_what_leaves_the_region() -> None:

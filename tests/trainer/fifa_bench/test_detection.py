@@ -81,7 +81,59 @@ def test_cuts_keep_their_promise_and_give_away_nothing(case: Any, target: float)
     assert (score[is_fake] < detection.real_cut(is_fake, score, target)).mean() <= target
 
 
+def test_a_safe_cut_allows_for_other_people() -> None:
+    """One person of twenty has all the false alarms, and among twenty others might be three of the kind."""
+    units = [str(number // 20) for number in range(400)] + ["fake"] * 3
+    is_fake = np.array([False] * 400 + [True] * 3)
+    score = np.r_[np.linspace(0.0, 0.4, 380), np.linspace(0.5, 0.6, 20), 0.55, 0.58, 0.9]
+    plain, safe = detection.fake_cut(is_fake, score, 0.02), detection.safe_fake_cut(is_fake, score, units, 0.02)
+    assert (score[~is_fake] >= plain).sum() == 8 and (score[~is_fake] >= safe).sum() == 2
+    alone = [str(number) for number in range(403)]
+    spread = detection.safe_fake_cut(is_fake, score, alone, 0.02)
+    assert plain < spread < safe  # the same scores of as many people
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=labelled_scores(), target=st.sampled_from([0.0, 0.01, 0.1, 0.3]))
+def test_a_safe_cut_keeps_the_promise_of_the_plain_one(case: Any, target: float) -> None:
+    is_fake, score = case
+    cut = detection.safe_fake_cut(is_fake, score, [str(number) for number in range(is_fake.size)], target, resamples=50)
+    assert (score[~is_fake] >= cut).mean() <= target and cut >= detection.fake_cut(is_fake, score, target)
+
+
 # --- calibration
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=labelled_scores(), seed=st.integers(0, 2**31))
+def test_a_face_of_weight_two_is_two_faces(case: Any, seed: int) -> None:
+    is_fake, score = case
+    weight = np.random.default_rng(seed).integers(1, 4, is_fake.size)
+    rows = np.repeat(np.arange(is_fake.size), weight)
+    probability = np.clip(score, 0, 1)
+    repeated = detection.ece(is_fake[rows], probability[rows], weight_N=np.ones(rows.size))
+    assert detection.ece(is_fake, probability, weight_N=weight.astype(float)) == pytest.approx(repeated, abs=1e-9)
+    assert detection.nll(is_fake, probability, weight_N=weight) == pytest.approx(detection.nll(is_fake[rows], probability[rows]))
+
+
+def test_weights_move_a_fit_to_what_they_favour() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 20_000)
+    shifted = np.arange(logit.size) % 2 == 0  # half of the faces come from a set whose scores run one too high
+    is_fake = rng.random(logit.size) < 1 / (1 + np.exp(-(logit - shifted)))
+    assert detection.fit_platt(is_fake, logit, shifted.astype(float)) == pytest.approx((1, -1), abs=0.06)
+    assert detection.fit_platt(is_fake, logit, (~shifted).astype(float)) == pytest.approx((1, 0), abs=0.06)
+    assert detection.fit_platt(is_fake, logit, np.full(logit.size, 3.0)) == pytest.approx(detection.fit_platt(is_fake, logit), abs=1e-4)
+
+
+def test_the_balanced_calibration_error_does_not_ask_how_many_fakes_there_are() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 4000)
+    is_fake = rng.random(4000) < 1 / (1 + np.exp(-logit))
+    probability = 1 / (1 + np.exp(-logit))
+    kept = ~is_fake | (rng.random(4000) < 0.2)  # most fakes are lost: the same scores, another mix
+    assert detection.ece(is_fake[kept], probability[kept]) > 0.1
+    assert detection.balanced_ece(is_fake, probability) < 0.03 and detection.balanced_ece(is_fake[kept], probability[kept]) < 0.04
 
 
 def test_calibration_error_equals_the_hand_computed_value() -> None:
@@ -160,9 +212,9 @@ def test_the_reliability_curve_holds_every_face_once_and_explains_the_calibratio
     probability = rng.random(500).round(2)
     is_fake = rng.random(500) < probability**2
     curve = detection.reliability(is_fake, probability)
-    assert curve.faces.sum() == 500
-    assert (curve.predicted * curve.faces).sum() == pytest.approx(probability.sum()) and (curve.observed * curve.faces).sum() == is_fake.sum()
-    assert (np.abs(curve.predicted - curve.observed) * curve.faces).sum() / 500 == pytest.approx(detection.ece(is_fake, probability))
+    assert curve.mass.sum() == 500
+    assert (curve.predicted * curve.mass).sum() == pytest.approx(probability.sum()) and (curve.observed * curve.mass).sum() == is_fake.sum()
+    assert (np.abs(curve.predicted - curve.observed) * curve.mass).sum() / 500 == pytest.approx(detection.ece(is_fake, probability))
 
 
 def test_the_likelihood_equals_the_hand_computed_value_and_a_certain_mistake_is_finite() -> None:
@@ -194,6 +246,18 @@ def test_ranking_intervals_are_those_of_the_general_bootstrap() -> None:
     score, units = rng.normal(is_fake * 1.0, 1.0), [str(i // 4) for i in range(120)]
     quick = detection.ranking_intervals(is_fake, score, units, resamples=100)["auc"]
     assert quick == pytest.approx(bootstrap_interval(lambda rows: detection.auc(is_fake[rows], score[rows]), units, resamples=100))
+
+
+def test_a_resampled_auc_is_that_of_the_rows_drawn() -> None:
+    rng = np.random.default_rng(2)
+    is_fake, units = np.arange(40) % 2 == 1, np.arange(40) // 5
+    score = rng.normal(is_fake * 1.0, 1.0).round(1)
+    counts = rng.integers(0, 3, (6, 8))
+    rows = [np.flatnonzero(np.repeat(count, 5)).repeat(np.repeat(count, 5)[np.repeat(count, 5) > 0]) for count in counts]
+    got = detection.resampled_auc(is_fake, score, units, counts)
+    assert got == pytest.approx([detection.auc(is_fake[drawn], score[drawn]) for drawn in rows])
+    assert np.isnan(detection.resampled_auc(np.ones(40, bool), score, units, counts)).all()
+    assert detection.usable_percentiles(np.array([0.5, np.nan, np.nan])) is None
 
 
 def test_ranking_intervals_refuse_units_that_mostly_hold_one_class() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.prompts import parse_markup
-from trainer.fifa_bench.deletion import MIN_MATCHED_SHARE, matched_areas, painted_over, undone
+from trainer.fifa_bench.deletion import COVER_GREY, MIN_MATCHED_SHARE, covered, matched_areas, painted_over, undone
 from trainer.fifa_bench.engine_probes import Swap, distinct_pair, engine_probes, exchanged, swap_row
 from trainer.fifa_bench.explained import Cited
 from trainer.fifa_bench.masks import oval_mask
@@ -98,6 +98,27 @@ def test_a_score_that_rests_elsewhere_does_not_fall(toy_analyzer: Make, items: l
     assert row["n"] == 4 and row["fell"] == 0 and row["drop"] == pytest.approx(0, abs=1e-3)
 
 
+def test_hiding_what_the_score_rests_on_lowers_it_and_hiding_as_much_beside_it_does_not(
+    toy_analyzer: Make, items: list[AskedFace], region: Make
+) -> None:
+    rows = {
+        phrase: probed(toy_analyzer(lambda face, task, phrase=phrase: f"The <p> {phrase} </p> [SEG] is odd."), items, region)["deletion by cover"]
+        for phrase in ("nose", "mouth")
+    }
+    assert rows["nose"]["n"] == rows["nose"]["n_matched"] == 4 and rows["nose"]["fell"] == 1 and rows["nose"]["drop"] > 0.4
+    assert rows["nose"]["control_drop"] == pytest.approx(0, abs=1e-3) and rows["nose"]["drop_beyond_control_low"] > 0.4
+    assert rows["mouth"]["fell"] == 0 and rows["mouth"]["drop"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_cover_on_reals_shows_an_engine_that_takes_covers_for_forgery(toy_analyzer: Make, items: list[AskedFace], region: Make) -> None:
+    """The toy takes brightness for forgery, and a grey cover is brighter than its dark faces."""
+    row = probed(toy_analyzer(lambda face, task: CLEAN), items, region)["cover on reals"]
+    assert row["n"] == 4 and row["fell"] == 0 and row["drop_high"] < -0.2
+    grey = [(np.where(crop_HWC == 40, COVER_GREY, crop_HWC).astype(np.uint8), samples) for crop_HWC, samples in items]
+    neutral = probed(toy_analyzer(lambda face, task: CLEAN), grey, region)["cover on reals"]
+    assert neutral["n"] == 4 and neutral["drop"] == pytest.approx(0, abs=1e-3)
+
+
 def test_undoing_the_forgery_where_it_is_cited_lowers_the_score(toy_analyzer: Make, items: list[AskedFace], crop: Make, region: Make) -> None:
     def twin_of(sample: Sample) -> NDArray[np.uint8] | None:
         return None if sample.name == "0.png" else crop(int(sample.name.removesuffix(".png")) + 1)  # dark, as before the forgery
@@ -149,6 +170,15 @@ def test_paint_takes_its_colour_from_the_border_and_leaves_the_rest(crop: Make, 
     painted_HWC = painted_over(image_HWC, region("nose"))
     assert painted_HWC.dtype == np.uint8 and np.abs(painted_HWC[nose_HW].astype(int) - 40).max() <= 4
     np.testing.assert_array_equal(painted_HWC[~nose_HW], image_HWC[~nose_HW])
+    assert (image_HWC[nose_HW] == 240).all()  # what was given stays as it was
+
+
+def test_a_cover_is_flat_grey_and_leaves_the_rest(crop: Make, region: Make) -> None:
+    image_HWC = crop(0, bright=["nose"])
+    nose_HW = np.asarray(image_HWC == 240).all(2)
+    covered_HWC = covered(image_HWC, region("nose"))
+    assert covered_HWC.dtype == np.uint8 and (covered_HWC[nose_HW] == COVER_GREY).all()
+    np.testing.assert_array_equal(covered_HWC[~nose_HW], image_HWC[~nose_HW])
     assert (image_HWC[nose_HW] == 240).all()  # what was given stays as it was
 
 

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.fifa_bench import detection
-from trainer.fifa_bench.intervals import UndefinedMetric, bootstrap_interval, mean_interval, ratio_interval
+from trainer.fifa_bench.intervals import (
+    UndefinedMetric,
+    bootstrap_interval,
+    class_mean_interval,
+    error_interval,
+    mean_interval,
+    ratio_interval,
+)
 
 FAKE = np.array([False, False, False, False, True, True, True, True])
 SCORE = np.array([0.1, 0.2, 0.3, 0.6, 0.4, 0.7, 0.8, 0.9])
@@ -50,3 +57,22 @@ def test_a_ratio_weighs_rows_by_what_stands_below() -> None:
         ratio_interval([0.0], [0.0], ["a"])
     with pytest.raises(UndefinedMetric, match="no rows"):
         mean_interval([], [])
+
+
+def test_the_mean_of_two_classes_is_resampled_class_by_class() -> None:
+    right, first, units = [True] * 6 + [False] * 2, [True] * 4 + [False] * 4, [str(number) for number in range(8)]
+    low, high = class_mean_interval(right, first, units)
+    assert low < 0.75 < high <= 1
+    assert class_mean_interval([True, False], [True, False], ["a", "a"]) == (0.5, 0.5)
+    with pytest.raises(UndefinedMetric, match="one class"):
+        class_mean_interval([True, True], [True, True], ["a", "b"])
+
+
+@pytest.mark.parametrize("units", [1, 10, 300])
+def test_where_nobody_errs_the_bound_is_that_of_as_many_trials_as_people(units: int) -> None:
+    names = [str(number % units) for number in range(600)]
+    low, high = error_interval([False] * 600, names)
+    assert low == 0 and (1 - high) ** units == pytest.approx(0.05)
+    assert error_interval([True] * 600, names) == (pytest.approx(1 - high), 1)
+    some = [number < 60 for number in range(600)]
+    assert error_interval(some, names) == mean_interval(np.array(some, float), names)

@@ -1,6 +1,6 @@
 """Predictions of a toy engine: every sample answered, every face encoded once, and the answers those of serving."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.analyzer import Analyzer, Answer
 from engines.contracts import FORGERY_TYPES
-from engines.prompts import LOC_ANSWER, LOC_CLEAN_ANSWER, Task
-from engines.runtime import Bundle
+from engines.prompts import BBOX, LOC_ANSWER, LOC_CLEAN_ANSWER, loc_answer
 from trainer.fifa_bench.masks import mask_iou
-from trainer.fifa_bench.predict import AskedFace, Encoded, Query, phrase_masks, predict, predict_to_file, resized_mask
+from trainer.fifa_bench.predict import AskedFace, phrase_masks, predict, predict_to_file, resized_mask
 from trainer.samples import SIDE, Prediction, Sample, read_predictions
 
 Make = Callable[..., Any]
+PLACES = ("nose", "mouth", "eyes", "cheeks", "forehead")
+"""The phrases that the toy knows."""
 EXPLANATION = "The <p> mouth </p> [SEG] is odd. So is the <p> nose </p> [SEG] of face {}."
 
 
@@ -76,43 +76,35 @@ def test_an_explanation_is_that_of_serving(toy_analyzer: Make, items: list[Asked
 
 
 def test_localisation_is_the_union_of_its_masks(toy_analyzer: Make, crop: Make, ask: Make, region: Make) -> None:
+    """There is one: the answer is read off one run, whatever else the engine would go on to write."""
     analyzer = toy_analyzer(lambda face, task: f"{LOC_ANSWER} [SEG]")
     (prediction,) = predict(analyzer, [(crop(0), [ask(0, "loc")])])
-    assert mask_iou(prediction.masks[0].rle.decode(), region("nose") | region("mouth")) > 0.99  # the toy's first two places; corners are rounded
-    assert prediction.masks[0].confidence == pytest.approx(1 / (1 + np.exp(-1.0)))  # of the surer one
+    assert mask_iou(prediction.masks[0].rle.decode(), region("nose")) > 0.99  # the toy's first place; corners are rounded
+    assert prediction.masks[0].confidence == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert analyzer._bundle.engines["decoder"].prefills == 1
 
 
 # --- Queries ----------------------------------------------------------------------------------------------------------------------------------
+
+BOX = (60.0, 58.0, 101.0, 97.0)
+"""On the toy's cell of the nose, and not on the borders of its mask grid."""
+
+
+def write_about(face: int, task: str, area: str = "") -> str:
+    """An engine that finds the asked area of even faces tampered, and says so."""
+    if task == "loc":
+        return loc_answer(face % 2 == 0, "box" if area == BBOX else "region" if area else "image", area if area in PLACES else None)
+    phrase = area if area in PLACES else "nose"
+    return f"The <p> {phrase} </p> [SEG] is odd." if face % 2 == 0 else "All is well there."
 
 
 @pytest.fixture
 def queries(ask: Make) -> list[Sample]:
     """Of face 0: a region, the same region again, and a box."""
-    box = (56.0, 56.0, 112.0, 112.0)
     return [
-        ask(0, "age", id="region", level="region", concept="nose"), ask(0, "loc", id="same", level="region", concept="nose"),
-        ask(0, "toe", id="box", level="box", box_xyxy=box),
+        ask(0, "age", id="region", level="region", concept="mouth"), ask(0, "loc", id="same", level="region", concept="mouth"),
+        ask(0, "toe", id="box", level="box", box_xyxy=BOX),
     ]  # fmt: skip
-
-
-class Regional(Analyzer):
-    """An engine that answers about regions and not about boxes."""
-
-    query_levels: Sequence[str] = ("region",)
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.asked: list[tuple[Task, Query]] = []
-
-    def ask(self, encoded: Encoded, rows: Sequence[int], task: Task, queries: Sequence[Query]) -> list[Answer]:
-        self.asked += [(task, query) for query in queries]
-        return self.force(encoded["prefix_embeds"][list(rows)], [f"The <p> {query} </p> [SEG] is odd." for query in queries], task)
-
-
-class Boxed(Regional):
-    """One that answers about both."""
-
-    query_levels = ("region", "box")
 
 
 def test_an_engine_for_whole_faces_refuses_queries(toy_analyzer: Make, crop: Make, queries: list[Sample]) -> None:
@@ -123,20 +115,58 @@ def test_an_engine_for_whole_faces_refuses_queries(toy_analyzer: Make, crop: Mak
     assert analyzer._bundle.engines["decoder"].prefills == 0
 
 
-def test_an_engine_that_takes_queries_is_asked(toy_bundle: Make, crop: Make, queries: list[Sample], region: Make) -> None:
-    analyzer = Regional(toy_bundle(write))
+def test_an_engine_that_takes_queries_is_asked(toy_analyzer: Make, crop: Make, queries: list[Sample], region: Make) -> None:
+    analyzer = toy_analyzer(write_about, query_levels=("region",))
     age, loc, box = predict(analyzer, [(crop(0), queries)])
-    assert age.text == "The nose is odd." and [mask.concept for mask in age.masks] == ["nose"]
-    assert mask_iou(loc.masks[0].rle.decode(), region("nose")) > 0.99
+    assert age.text == "The mouth is odd." and [mask.concept for mask in age.masks] == ["mouth"]
+    assert mask_iou(loc.masks[0].rle.decode(), region("mouth")) > 0.99
     assert box.refused == "query_not_answered"
-    assert sorted(analyzer.asked) == [("age", "nose"), ("loc", "nose")]
 
 
-def test_a_box_is_asked_in_pixels_of_the_engine(toy_bundle: Make, crop: Make, queries: list[Sample]) -> None:
-    analyzer = Boxed(toy_bundle(write))
-    analyzer.force = lambda prefix, markups, task: [Answer()] * len(markups)  # type: ignore[method-assign]
-    *_, box = predict(analyzer, [(crop(0), queries)])
-    assert box.refused is None and ("toe", (16.0, 16.0, 32.0, 32.0)) in analyzer.asked  # 64 px of 224
+def test_a_box_is_asked_in_pixels_of_the_engine(toy_analyzer: Make, crop: Make, ask: Make) -> None:
+    analyzer = toy_analyzer(write_about, query_levels=("region", "box"))
+    whole = (0.0, 0.0, float(SIDE), float(SIDE))
+    corner = (0.0, 112.0, 56.0, float(SIDE))
+    predictions = list(predict(analyzer, [(crop(0), [ask(0, "toe", id=str(box), level="box", box_xyxy=box) for box in (whole, corner)])]))
+    assert [prediction.refused for prediction in predictions] == [None, None]
+    assert sorted(analyzer._bundle.engines["box_encoder"].boxes) == [(0, 0, 64, 64), (0, 32, 16, 64)]  # 64 px of 224
+
+
+def test_masks_of_a_box_end_at_the_box(toy_analyzer: Make, crop: Make, ask: Make, region: Make) -> None:
+    analyzer = toy_analyzer(write_about, query_levels=("region", "box"))
+    loc, age = predict(analyzer, [(crop(0), [ask(0, task, level="box", box_xyxy=BOX) for task in ("loc", "age")])])
+    x0, y0, x1, y1 = map(int, BOX)
+    asked_HW = np.zeros((SIDE, SIDE), bool)
+    asked_HW[y0:y1, x0:x1] = True
+    for mask in (*loc.masks, *age.masks):
+        assert mask_iou(mask.rle.decode(), asked_HW & region("nose")) > 0.8  # the engine's own cut follows its grid of 7 px cells
+        assert not (mask.rle.decode() & ~asked_HW).any()
+    assert [mask.concept for mask in age.masks] == ["nose"]
+
+
+@pytest.mark.parametrize("text", [pytest.param(None, id="of-one-mind"), pytest.param("Nothing is odd there.", id="text-contradicts")])
+def test_of_an_area_localisation_and_explanation_are_those_of_serving(toy_analyzer: Make, crop: Make, ask: Make, text: str | None) -> None:
+    analyzer = toy_analyzer(
+        lambda face, task, area="": text if text and task == "age" else write_about(face, task, area), query_levels=("region", "box")
+    )
+    asked: list[dict[str, Any]] = [{"level": "region", "concept": "cheeks"}, {"level": "box", "box_xyxy": (56.0, 56.0, 112.0, 112.0)}]
+    for face in (0, 1):
+        samples = [ask(face, task, id=f"{task}{number}", **query) for number, query in enumerate(asked) for task in ("loc", "age")]
+        answered = {prediction.id: prediction for prediction in predict(analyzer, [(crop(face), samples)])}
+        for number, query in enumerate(("cheeks", (16.0, 16.0, 32.0, 32.0))):
+            served = analyzer.analyze(crop(face)[None], explain=["never"], queries=[query])[0].answer
+            assert bool(answered[f"loc{number}"].masks) == served.tampered == (face == 0)
+            assert answered[f"age{number}"].text == served.explanation.text
+            assert [mask.concept for mask in answered[f"age{number}"].masks] == [evidence.concept for evidence in served.explanation.evidence]
+            for mask in answered[f"loc{number}"].masks:
+                assert mask_iou(mask.rle.decode(), resized_mask(served.mask_probability_HW)) > 0.99
+                assert mask.confidence == served.mask_confidence
+
+
+def test_of_an_area_what_two_samples_ask_is_decoded_once(toy_analyzer: Make, crop: Make, queries: list[Sample]) -> None:
+    analyzer = toy_analyzer(write_about, query_levels=("region", "box"))
+    list(predict(analyzer, [(crop(0), [*queries, *(sample.model_copy(update={"id": f"again {sample.id}"}) for sample in queries)])]))
+    assert analyzer._bundle.engines["decoder"].prefills == 3  # where, what, and the text about the box
 
 
 # --- Pieces -----------------------------------------------------------------------------------------------------------------------------------

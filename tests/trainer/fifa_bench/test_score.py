@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trainer.fifa_bench import score as score_module
+from trainer.fifa_bench.baselines import Constant
 from trainer.fifa_bench.score import Tables, score
 from trainer.fifa_bench.text import CorpusScores
 from trainer.samples import ELEVEN_TASKS, SIDE, Level, PredictedMask, Prediction, Rle, Sample, TaskKind, TrueMask
@@ -85,6 +86,7 @@ def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BEST: dict[tuple[str, str, str], float] = {
     ("detection", "all", "auc"): 1, ("detection", "all", "eer"): 0, ("detection", "all", "tpr_at_1pct_fpr"): 1, ("detection", "all", "brier"): 0,
+    ("detection", "all", "ece"): 0, ("detection", "all", "ece_balanced"): 0,
     ("detection", "half", "auc"): 1, ("forgery type", "all", "accuracy"): 1, ("forgery type", "all", "macro_f1"): 1,
     **{("localisation", level, name): 1 for level in ("image", "region", "box")
        for name in ("miou", "miou_legacy", "ciou", "boundary_f1", "boundary_f1_strict", "balanced_accuracy")},
@@ -95,7 +97,8 @@ BEST: dict[tuple[str, str, str], float] = {
        for name in ("ap50", "ap50_confidence_1", "miou", "miou_legacy", "recall_50", "recall_50_same_concept", "recall_50_any_phrase")},
     **{("text-mask alignment", level, "in_region"): 1 for level in ("image", "region", "box")},
     **{("text-mask alignment", level, name): 0 for level in ("image", "region", "box")
-       for name in ("hallucination", "omission", "clean_mention", "phrases_outside_fict", "phrases_without_a_pixel")},
+       for name in ("hallucination", "hallucination_on_fakes", "artifact_unknown", "unlisted", "omission", "clean_mention",
+                    "phrases_outside_fict", "phrases_without_a_pixel")},
     **{("concepts by depth", depth, "f1"): 1 for depth in ("5", "14", "33", "112")},
     ("text", "toe/image", "meteor"): 1, ("text", "age/box, clean", "meteor"): 1, ("text", "toe/region", "silent"): 0,
 }  # fmt: skip
@@ -234,6 +237,25 @@ def test_region_queries_tell_what_leaves_the_area() -> None:
     assert box["outside_area"] == pytest.approx(7 / 30), "a box query without an area is drawn from its corners"
 
 
+@pytest.mark.parametrize("level", ["image", "region", "box"])
+def test_tampered_or_clean_is_told_at_each_level_with_both_halves(level: Level) -> None:
+    """Marks every second tampered sample and one clean one of four."""
+    asked = [sample(number, "loc", level, fake=number < 4) for number in range(8)]
+    row = score(asked, [_masked(q, *[PredictedMask(rle=NOSE)] * (q.name in "024")) for q in asked], text=False)["localisation"][level]
+    assert row["tampered_called_tampered"] == 0.5 and row["clean_called_clean"] == 0.75 and row["balanced_accuracy"] == 0.625
+    assert row["balanced_accuracy_low"] < 0.625 < row["balanced_accuracy_high"]
+    assert ("outside_area" in row) == (level != "image")
+
+
+def test_what_leaves_the_asked_area_is_the_mean_over_samples_with_a_mask() -> None:
+    asked = [sample(number, "loc", "region", fake=number < 2) for number in range(4)]
+    answers = {"0": NOSE, "1": square(115, 90, 30), "2": CHIN}  # inside, half outside, wholly outside; the last marks nothing
+    said = [_masked(q, *(PredictedMask(rle=answers[name]) for name in answers if name == q.name)) for q in asked]
+    row = score(asked, said, text=False)["localisation"]["region"]
+    assert row["masks_shown"] == 3 and row["outside_area"] == pytest.approx((0 + 0.5 + 1) / 3)
+    assert row["outside_area_low"] <= row["outside_area"] <= row["outside_area_high"]
+
+
 def test_the_frozen_reference_stands_beside_the_annotators_on_the_same_faces() -> None:
     faces = [sample(0, "loc", fake=True, frozen=square(115, 90, 30)), sample(1, "loc", fake=True)]
     row = _scored(faces, lambda q: _masked(q, PredictedMask(rle=NOSE)))["localisation against the frozen reference"]["image"]
@@ -270,8 +292,67 @@ def test_alignment_equals_the_hand_computed_values() -> None:
     faces = [sample(0, "age", fake=True), sample(1, "age", fake=False)]
     row = _scored(faces, lambda q: _masked(q, *(said if q.is_fake else said[:1])))["text-mask alignment"]["image"]
     assert row["in_region"] == pytest.approx(15 / 30) and row["masks_in_known_regions"] == 2
-    assert row["hallucination"] == 0.5 and row["omission"] == 0.5 and row["clean_mention"] == 1
+    assert row["hallucination_on_fakes"] == 0.5 and row["hallucination"] == pytest.approx(2 / 3), "the jaw, and the nose of the real face"
+    assert row["unlisted"] == 0.5 and row["omission"] == 0.5 and row["clean_mention"] == 1
     assert row["phrases"] == 4 and row["phrases_outside_fict"] == 0.25 and row["phrases_without_a_pixel"] == 0.25
+
+
+def named(*concepts: str) -> tuple[PredictedMask, ...]:
+    return tuple(PredictedMask(concept=concept, rle=NOSE) for concept in concepts)
+
+
+def test_a_manipulated_place_that_the_reference_does_not_mention_is_unlisted_and_no_hallucination() -> None:
+    whole_HW = NOSE.decode() | FOREHEAD.decode()
+    face = [sample(0, "loc", fake=True, masks=(TrueMask(concept=None, rle=Rle.of(whole_HW)),)), sample(0, "age", fake=True, masks=TRUTHS[:1])]
+    row = _scored(face, lambda q: _masked(q, *named("forehead_upper_center", "nose_tip", "chin_center")))["text-mask alignment"]["image"]
+    assert row["hallucination"] == row["hallucination_on_fakes"] == pytest.approx(1 / 3), "the chin alone"
+    assert row["unlisted"] == pytest.approx(2 / 3)
+
+
+def test_whatever_is_named_on_a_real_face_is_hallucinated() -> None:
+    faces = [sample(number, "age", fake=False, regions={}) for number in range(2)]
+    row = _scored(faces, lambda q: _masked(q, *named("nose", "chin") * (q.name == "0")))["text-mask alignment"]["image"]
+    assert row["hallucination"] == 1 and row["clean_mention"] == 0.5 and row["artifact_unknown"] == 0
+    assert "hallucination_on_fakes" not in row and "unlisted" not in row
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        pytest.param([sample(0, "age", fake=True)], 0, id="masks of the explanation alone"),
+        pytest.param([sample(0, "age", fake=True, mask_known=False)], 1, id="not known"),
+        pytest.param([sample(0, "age", fake=True, mask_known=False), sample(0, "loc", fake=True)], 0, id="known by localisation"),
+        pytest.param([sample(0, "age", fake=True, mask_known=False), sample(0, "loc", fake=True, mask_known=False)], 1, id="frozen reference only"),
+        pytest.param([sample(0, "age", fake=True, masks=())], 1, id="a fake without a mask"),
+        pytest.param([sample(0, "age", fake=True, regions={})], 1, id="FICT not known"),
+    ],
+)
+def test_a_fake_whose_artifact_is_not_known_is_left_out_and_counted(known: list[Sample], unknown: int) -> None:
+    other = [sample(2, "age", fake=True)]
+    row = _scored([*known, *other], lambda q: _masked(q, *named("left_jaw" if q.name == "0" else "nose_tip")))["text-mask alignment"]["image"]
+    assert row["artifact_unknown"] == unknown and row["hallucination"] == (0 if unknown else 0.5)
+
+
+@pytest.mark.parametrize("level", ["region", "box"])
+def test_of_an_area_names_are_judged_by_the_whole_face(level: Level) -> None:
+    asked = sample(0, "age", level, fake=True, regions={})
+    far = REGIONS | {"forehead_upper_center": square(0, 0, 20)}
+    namesake = sample(0, "age", fake=True, id="elsewhere", dataset="other", masks=(), regions={})
+    face = [sample(0, "loc", fake=True), sample(0, "age", fake=True, regions=far), namesake]
+    table = _scored([asked, *face], lambda q: _masked(q, *named("chin_center", "forehead_upper_center")))["text-mask alignment"][level]
+    assert table["hallucination"] == 0.5, "the chin is forged, though nobody asked about it"
+    assert table["unlisted"] == 1
+    alone = _scored([asked], lambda q: _masked(q, *named("chin_center")))["text-mask alignment"][level]
+    assert alone["artifact_unknown"] == 1 and "hallucination" not in alone
+
+
+def test_a_constant_that_names_a_forged_place_is_right_on_fakes_and_wrong_on_reals(split: list[Sample]) -> None:
+    levels: tuple[Level, ...] = ("image", "region", "box")
+    constant = Constant(0.5, PERFECT_TYPE, {("age", level): "The <p> nose tip </p> [SEG] is soft." for level in levels})
+    table = score(split, constant([(np.zeros((1, 1, 3), np.uint8), split)]), text=False)["text-mask alignment"]
+    for level in levels:
+        assert table[level]["hallucination"] == 0.5 and table[level]["hallucination_on_fakes"] == table[level]["unlisted"] == 0
+        assert table[level]["hallucination_low"] <= 0.5 <= table[level]["hallucination_high"] and "unlisted_low" in table[level]
 
 
 def test_the_query_probe_shows_who_does_not_read_the_question() -> None:
