@@ -59,7 +59,9 @@ def scripted(bundle: Bundle, answers: list[str], tokens: list[list[int]] | None 
     vocabulary = bundle.vocabulary
     ids = tokens or [vocabulary.answer_ids(answer) for answer in answers]
     script = Script(bundle, ids, len(vocabulary.prompt_ids("age")))
-    return Analyzer(replace(bundle, engines={**bundle.engines, "decoder": script})), script, ids
+    doubts_all = OperatingPoint(name="all", fake_at=1.0, real_below=0.0, explain_at=0.0)
+    manifest = bundle.manifest.model_copy(update={"operating_points": {"all": doubts_all}, "default_operating_point": "all"})
+    return Analyzer(replace(bundle, manifest=manifest, engines={**bundle.engines, "decoder": script})), script, ids
 
 
 def prefixes(bundle: Bundle, rows: list[int]) -> NDArray[np.float32]:
@@ -162,6 +164,21 @@ def test_evidence_follows_its_phrases(reference: Bundle, crops: Crops) -> None:
     for item, mask_HW in zip(explanation.evidence, masks_MHW, strict=True):
         assert explanation.text[slice(*item.char_span)] == item.phrase
         np.testing.assert_array_equal(item.mask_probability_HW, mask_HW)
+
+
+def test_a_face_that_its_score_calls_real_is_told_clean(reference: Bundle, crops: Crops) -> None:
+    analyzer, script, _ = scripted(reference, ["The <p> mouth </p> [SEG] is soft."] * 3)
+    encoded = analyzer.encode(crops(3)) | {"prefix_embeds": prefixes(reference, [0, 1, 2]), "det_logit": np.array([4.0, -4.0, 4.0], np.float32)}
+    point = OperatingPoint(name="cut", fake_at=0.9, real_below=0.5, explain_at=0.5)
+    strict = Analyzer(
+        replace(
+            analyzer._bundle,
+            manifest=analyzer.manifest.model_copy(update={"operating_points": {"cut": point}, "default_operating_point": "cut"}),
+        )
+    )
+    told = strict.explain(encoded, crops(3), [0, 1, 2])
+    assert [len(explanation.evidence) for explanation in told] == [1, 0, 1] and told[1].text == "No area of this face is manipulated."
+    assert max(script.steps) == 2, "nothing is decoded for it"
 
 
 def test_order_is_kept_beyond_one_round_of_decoding(reference: Bundle, crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:

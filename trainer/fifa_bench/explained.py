@@ -61,7 +61,7 @@ def explain_faces(analyzer: Analyzer, faces: Sequence[tuple[ImageHWC, Sample]]) 
     """Encode and explain faces, each with its image-level `age` sample."""
     crops, samples = zip(*faces, strict=True)
     encoded = analyzer.encode(engine_crops(analyzer, crops))
-    answers = analyzer.decode(encoded["prefix_embeds"], "age")
+    answers = analyzer.tell(encoded, range(len(faces)), "age")
     markups = [analyzer.markup(answer) for answer in answers]
     found = masks_by_answer(analyzer, encoded, range(len(faces)), answers)
     masks = [phrase_masks(markup, *pair) for markup, pair in zip(markups, found, strict=True)]

@@ -144,7 +144,7 @@ def toy_manifest(vocab_size: int, query_levels: tuple[QueryLevel, ...] = ()) -> 
     decoder = DecoderSpec(
         num_layers=1, num_heads=1, head_dim=2, width=2, vocab_size=vocab_size, num_prefix_tokens=1, capacity=160, max_new_tokens=120
     )
-    point = OperatingPoint(name="toy", fake_at=0.6, real_below=0.4, explain_at=0.4)
+    point = OperatingPoint(name="toy", fake_at=0.6, real_below=0.0, explain_at=0.0)
     mean, std = (tuple(float(value) for value in values) for values in (IMAGE_MEAN, IMAGE_STD))
     return Manifest(
         name="toy", version="0", precision="fp32", backend="onnxruntime", parts={}, files={},
