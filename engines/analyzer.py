@@ -159,19 +159,20 @@ class Analyzer:
         """Answer one query for each of the rows. Localisation decides; a text that says otherwise gives way to its sentence."""
         if not rows:
             return []
-        located, told = self.ask(encoded, rows, "loc", queries), self.ask(encoded, rows, "age", queries)
+        asked = self._asked(rows, queries)
+        box_embeds = self._box_embeds(encoded, asked)
+        located, told = (self._in_rounds(encoded, asked, task, box_embeds) for task in ("loc", "age"))
         masks_MHW, confidence_M = self.masks(encoded, rows, located)
         evidence_MHW, evidence_confidence_M = self.masks(encoded, rows, told)
         size = self.manifest.preprocess.mask_size
         answers, shown, cited = [], 0, 0
-        for row, query, place, text in zip(rows, queries, located, told, strict=True):
+        for one, place, text in zip(asked, located, told, strict=True):
             tampered = bool(place.seg_embeds)
             mask_HW, confidence = (masks_MHW[shown], float(confidence_M[shown])) if tampered else (np.zeros((size, size), np.float32), 0.0)
             own = slice(cited, cited + len(text.seg_embeds))
-            explanation = self._explanation(text, evidence_MHW[own], evidence_confidence_M[own], crops_BHWC[row])
+            explanation = self._explanation(text, evidence_MHW[own], evidence_confidence_M[own], crops_BHWC[one.row])
             if tampered != bool(explanation.evidence):
-                asked = self._asked([row], [query])[0]
-                said = parse_markup(loc_answer(tampered, asked.level, asked.phrase))[0]
+                said = parse_markup(loc_answer(tampered, one.level, one.phrase))[0]
                 explanation = Explanation(said, said, ())
             assert place.tampered_probability is not None, "localisation states its probability"
             answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, explanation))
@@ -190,7 +191,8 @@ class Analyzer:
 
     def decode(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> list[Answer]:
         """Answer one task about the whole face for each row."""
-        return self._tell(prefix_embeds_BPE, self._asked(range(len(prefix_embeds_BPE)), [None] * len(prefix_embeds_BPE)), task, {})
+        nothing = [None] * len(prefix_embeds_BPE)
+        return self._tell(prefix_embeds_BPE, self._asked(range(len(nothing)), nothing), task, nothing)
 
     def ask(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task, queries: Sequence[AreaQuery | None]) -> list[Answer]:
         """Answer one query for each of the rows of an encoded batch, where a row may come several times; None asks about the whole face.
@@ -198,23 +200,32 @@ class Analyzer:
         Raises ValueError for a level that the bundle does not answer, an unknown concept, and a box that is empty or leaves the crop.
         """
         asked = self._asked(rows, queries)
-        with_box = [number for number, one in enumerate(asked) if one.box is not None]
-        embeds: dict[int, NDArray[np.float32]] = {}
-        if with_box:
-            owners = [asked[number].row for number in with_box]
-            out = self._bundle.engines["box_encoder"].run(
-                {
-                    "image_embeds": encoded["image_embeds"][owners],
-                    "artifact_logits": encoded["artifact_logits"][owners],
-                    "box": np.array([asked[number].box for number in with_box], np.float32),
-                }
-            )
-            embeds = dict(zip(with_box, out["box_embeds"], strict=True))
+        return self._in_rounds(encoded, asked, task, self._box_embeds(encoded, asked))
+
+    def _box_embeds(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked]) -> list[NDArray[np.float32] | None]:
+        """The `<bbox>` embedding of each question about a box, (E,), in one run; None for the others."""
+        with_box = [one for one in asked if one.box is not None]
+        if not with_box:
+            return [None] * len(asked)
+        owners = [one.row for one in with_box]
+        out = self._bundle.engines["box_encoder"].run(
+            {
+                "image_embeds": encoded["image_embeds"][owners],
+                "artifact_logits": encoded["artifact_logits"][owners],
+                "box": np.array([one.box for one in with_box], np.float32),
+            }
+        )
+        embeds = iter(out["box_embeds"])
+        return [None if one.box is None else next(embeds) for one in asked]
+
+    def _in_rounds(
+        self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task, box_embeds: Sequence[NDArray[np.float32] | None]
+    ) -> list[Answer]:
+        """Answer any number of questions, `MAX_EXPLAIN_ROWS` together."""
         answers: list[Answer] = []
         for first in range(0, len(asked), MAX_EXPLAIN_ROWS):
-            chosen = asked[first : first + MAX_EXPLAIN_ROWS]
-            own = {number - first: embed for number, embed in embeds.items() if first <= number < first + MAX_EXPLAIN_ROWS}
-            answers += self._tell(encoded["prefix_embeds"][[one.row for one in chosen]], chosen, task, own)
+            part = slice(first, first + MAX_EXPLAIN_ROWS)
+            answers += self._tell(encoded["prefix_embeds"][[one.row for one in asked[part]]], asked[part], task, box_embeds[part])
         return answers
 
     def _asked(self, rows: Sequence[int], queries: Sequence[AreaQuery | None]) -> list[_Asked]:
@@ -240,7 +251,7 @@ class Analyzer:
         return asked
 
     def _tell(
-        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task, box_embeds: dict[int, NDArray[np.float32]]
+        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task, box_embeds: Sequence[NDArray[np.float32] | None]
     ) -> list[Answer]:
         """Answer one question for each row, greedily, all rows together. Rows that end keep their slot until the batch ends."""
         if not asked:
@@ -277,7 +288,9 @@ class Analyzer:
                     answers[row].seg_embeds.append(out["hidden"][row, -1].copy())
         return answers
 
-    def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], box_embeds: dict[int, NDArray[np.float32]]) -> list[Answer]:
+    def _locate(
+        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], box_embeds: Sequence[NDArray[np.float32] | None]
+    ) -> list[Answer]:
         """Localisation has two answers, so nothing is decoded: one run over the question and the longer answer tells which begins, and its [SEG]."""
         vocabulary, rows = self._bundle.vocabulary, len(asked)
         either = [[vocabulary.tokenizer.encode(loc_answer(state, one.level, one.phrase)).ids for state in (True, False)] for one in asked]
@@ -306,8 +319,9 @@ class Analyzer:
         """
         spec, vocabulary = self.manifest.decoder, self._bundle.vocabulary
         answers = [Answer(vocabulary.tokenizer.encode(markup).ids) for markup in markups]
-        asked = self._asked(range(len(answers)), [None] * len(answers))
-        inputs_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, {}, behind=[answer.ids for answer in answers])
+        nothing = [None] * len(answers)
+        asked = self._asked(range(len(answers)), nothing)
+        inputs_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, nothing, behind=[answer.ids for answer in answers])
         if inputs_BSE.shape[1] > spec.capacity:
             longest = max(len(answer.ids) for answer in answers)
             raise ValueError(
@@ -324,7 +338,7 @@ class Analyzer:
         prefix_embeds_BPE: NDArray[np.float32],
         asked: Sequence[_Asked],
         task: Task,
-        box_embeds: dict[int, NDArray[np.float32]],
+        box_embeds: Sequence[NDArray[np.float32] | None],
         behind: Sequence[Sequence[int]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(B, S, E) the face, the prompt and what stands `behind` it, padded on the right; and where each row's answer begins, (B,) int64."""
@@ -335,8 +349,9 @@ class Analyzer:
         for row, ids in enumerate(whole):
             ids_BL[row, : len(ids)] = ids
         text_BLE = table[ids_BL]
-        for row, embed in box_embeds.items():
-            text_BLE[row, prompts[row].index(vocabulary.ids[BBOX])] = embed
+        for row, embed in enumerate(box_embeds):
+            if embed is not None:
+                text_BLE[row, prompts[row].index(vocabulary.ids[BBOX])] = embed
         first_B = prefix_embeds_BPE.shape[1] + np.array([len(prompt) for prompt in prompts], np.int64)
         return np.concatenate([prefix_embeds_BPE, text_BLE], 1), first_B
 

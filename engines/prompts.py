@@ -181,10 +181,9 @@ class PhraseTrie:
 class MarkupAutomaton:
     """Follows one answer token by token and says what may come next: markup closes and names only FICT concepts, whatever the weights say."""
 
-    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int, *, bare_seg: bool = False) -> None:
-        """`bare_seg` allows [SEG] without a phrase, as localisation answers; elsewhere masks and phrases would come out of step."""
+    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int) -> None:
         self._ids, self._trie = vocabulary.ids, trie
-        never = (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS, *(() if bare_seg else (SEG,)))
+        never = (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS, SEG)  # a [SEG] without a phrase would put masks and phrases out of step
         self._blocked = [*(self._ids[token] for token in never), *vocabulary.look_alikes]
         self._phrase: tuple[int, ...] | None = None
         self._seg_due = False

@@ -29,7 +29,7 @@ from trainer.faces import Face
 from trainer.language_data import Features, InstructedFace, LanguageBatches, encode_views, vocabulary_of
 from trainer.model import FiFaMLLM, add_adapters
 from trainer.shards import read_manifest
-from trainer.train import VisionStep, evaluate_selection, kept_patches, language_losses, schedule, select_subset, vision_groups
+from trainer.train import VisionStep, evaluate_selection, kept_patches, language_losses, language_optimizer, schedule, select_subset, vision_groups
 
 logger = logging.getLogger(__name__)
 
@@ -150,12 +150,7 @@ def train_language_variant(
     if language.routing == "separate":
         add_adapters(model, language.routing, train_base=True)
     trained = nn.ModuleList([model.projector, model.language, model.box_encoder, model.mask_decoder])
-    grouped = [[p for p in trained.parameters() if p.requires_grad and (p.ndim > 1) == matrix] for matrix in (True, False)]
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay} for group, decay in zip(grouped, (language.weight_decay, 0.0), strict=True)],
-        lr=language.lr,
-        betas=(0.9, 0.95),
-    )
+    optimizer = language_optimizer(trained, language)
     ema = Ema(trained, language.ema_decay)
     batches = LanguageBatches(faces, features.face_N, vocabulary, batch_faces=language.batch_faces, seed=seed)
     model.train()

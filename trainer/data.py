@@ -146,13 +146,17 @@ class PairedBatches(Dataset[PairedBatch]):
         donor = pick(self.sharp_reals)
         while (donor.dataset, donor.unit) == (real.dataset, real.unit):
             donor = pick(self.sharp_reals)
-        real_HWC, donor_HWC = (np.ascontiguousarray(fit(face.image(), self.image_size)) for face in (real, donor))
+        real_HWC = np.ascontiguousarray(fit(real.image(), self.image_size))
+
+        def donated() -> ImageHWC:
+            return np.ascontiguousarray(fit(donor.image(), self.image_size))
+
         if source == "self_blend":
             made = manipulate.self_blend(rng, real_HWC)
         elif source == "face_swap":
-            made = manipulate.face_swap(rng, real_HWC, donor_HWC)
+            made = manipulate.face_swap(rng, real_HWC, donated())
         elif source == "guided":
-            made = guided(rng, real_HWC, donor_HWC) or manipulate.self_blend(rng, real_HWC)
+            made = guided(rng, real_HWC, donated()) or manipulate.self_blend(rng, real_HWC)
         else:
             made = manipulate.local_edit(rng, real_HWC)
         return _Pair(real_HWC, made.image_HWC, made.alpha_HW, 1.0, made.forgery_type, True)

@@ -7,7 +7,6 @@ every figure stands beside one of a system that never looks, and beside those of
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,7 @@ def evaluate_engine(
         twin = by_name.get((face.dataset, face.real_twin)) if face is not None and face.real_twin else None
         return None if twin is None else twin.image()
 
-    explained = (face for face in asked if any(s.task == "age" and s.level == "image" and s.probe is None for s in face[1]))
-    probes = engine_probes(analyzer, islice(explained, PROBED_FACES), regions_of=_regions_of, twin_of=twin_of)
+    probes = engine_probes(analyzer, asked, regions_of=_regions_of, twin_of=twin_of, limit=PROBED_FACES)
     point = analyzer.operating_point
     tables = score(samples, predictions, text=text, cuts=(point.real_below, point.fake_at), engine_probes=probes)
     judged = judged_faces(asked, predictions)

@@ -299,6 +299,16 @@ def with_features(batch: LanguageBatch, features: Features, device: torch.device
     return features._replace(**own), send_to_device(batch._replace(view_B=torch.arange(len(batch.view_B))), device)
 
 
+def language_optimizer(trained: nn.Module, language: LanguageConfig) -> torch.optim.Optimizer:
+    """AdamW of stage 2; vectors do not decay."""
+    grouped = [[p for p in trained.parameters() if p.requires_grad and (p.ndim > 1) == matrix] for matrix in (True, False)]
+    return torch.optim.AdamW(
+        [{"params": group, "weight_decay": decay} for group, decay in zip(grouped, (language.weight_decay, 0.0), strict=True)],
+        lr=language.lr,
+        betas=(0.9, 0.95),
+    )
+
+
 def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[InstructedFace], vocabulary: Vocabulary, run: Path) -> None:
     """Stage 2 on a model whose encoder is trained. Blocks until done; leaves `run/model/` with the averaged weights."""
     accelerator, language = join_processes(), config.language
@@ -313,12 +323,7 @@ def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[InstructedF
         model.language.activation_checkpointing_enable({"use_reentrant": False, "context_fn": model.recompute_contexts})
     apart = set(model.parameters()).difference(trained.parameters())
     held = hold(accelerator, LanguageStep(model, config), shard=language.shard, apart=apart)
-    grouped = [[p for p in trained.parameters() if p.requires_grad and (p.ndim > 1) == matrix] for matrix in (True, False)]
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay} for group, decay in zip(grouped, (language.weight_decay, 0.0), strict=True)],
-        lr=language.lr,
-        betas=(0.9, 0.95),
-    )
+    optimizer = language_optimizer(trained, language)
     ema = Ema(trained, language.ema_decay)
     start = resume_training(run / "language-checkpoint", model=model, ema=ema, optimizer=optimizer)
     own = own_slices(accelerator, language.batch_faces, language.accumulate)

@@ -9,7 +9,7 @@ Every figure stands with its count and a 95 % interval over units. Shapes: H W p
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from typing import NamedTuple
 
 from engines.analyzer import Analyzer
@@ -79,14 +79,15 @@ class Findings:
 
 
 def engine_probes(
-    analyzer: Analyzer, items: Iterable[AskedFace], *, regions_of: RegionsOf, twin_of: TwinOf = lambda _: None, batch: int = BATCH
-) -> dict[str, Row]:
-    """All probes in one pass: swap, deletion and region on fakes, paint, cover and mentions on reals.
+    analyzer: Analyzer, items: Iterable[AskedFace], *, regions_of: RegionsOf, twin_of: TwinOf = lambda _: None, batch: int = BATCH,
+    limit: int | None = None,
+) -> dict[str, Row]:  # fmt: skip
+    """All probes in one pass over the first `limit` explained faces: swap, deletion and region on fakes, paint, cover and mentions on reals.
 
     Every probe has its row, with `n` = 0 where no face would do.
     """
     found = Findings()
-    for faces in grouped(_with_age(items), batch):
+    for faces in grouped(islice(_with_age(items), limit), batch):
         explained = explain_faces(analyzer, faces)
         found.fakes += len(explained.fakes)
         found.swaps += swap_phrases(analyzer, explained)
