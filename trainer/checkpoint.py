@@ -143,7 +143,9 @@ def save_model(folder: Path, model: FiFaMLLM, config: TrainConfig, facts: dict[s
 
 
 def load_model(folder: Path) -> tuple[FiFaMLLM, TrainConfig]:
-    """Load a finished model for evaluation or export."""
+    """Load a finished model for evaluation or export. Raises FileNotFoundError where there is none."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model; finish its stage first with: fifa-train train --run {folder.parent}")
     config = TrainConfig.from_json(json.loads((folder / "config.json").read_text()))
     model = FiFaMLLM(config.model)
     _load(model, folder)

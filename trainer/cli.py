@@ -372,8 +372,9 @@ def _evaluate_engine(
     if part not in get_args(Part) or part == "train":
         raise typer.BadParameter(f"{part!r} is not a dev part; choose select, calibrate or report", param_hint="--part")
     others = {name: Path(file) for name, _, file in (item.partition("=") for item in baseline)}
-    if any(not name or not path.is_file() for name, path in others.items()):
-        raise typer.BadParameter("give NAME=FILE, a file that exists", param_hint="--baseline")
+    for name, path in others.items():
+        if not name or not path.is_file():
+            raise typer.BadParameter(f"{name}={path} names no file; give NAME=FILE, a file that exists", param_hint="--baseline")
     folder = bench or (out / "bench" if out is not None else None)
     if folder is None:
         raise typer.BadParameter("the bench needs a place; give --bench or --out", param_hint="--bench")

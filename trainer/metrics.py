@@ -81,6 +81,8 @@ class Metrics:
 def read_metrics(run: Path) -> dict[str, dict[str, dict[int, float]]]:
     """Stage -> name -> step -> value. A step that was trained twice, after a crash, counts as it was the second time."""
     curves: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    if not (run / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"{run} holds no metrics.jsonl; point --run at a folder that fifa-train train wrote")
     for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         for name, value in line.items():

@@ -490,5 +490,14 @@ def bench(
     typer.echo(json.dumps(asdict(report), indent=1))
 
 
+def main() -> None:
+    """Entry point: what is wrong with a folder or a file is one line on standard error."""
+    try:
+        app()
+    except (FileNotFoundError, ValueError) as error:
+        typer.echo(f"trainer.paper: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(2) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -144,3 +144,8 @@ def test_a_young_average_moves_faster_than_an_old_one() -> None:
     assert ema.shadow["weight"].item() == pytest.approx(0.9 * 0.99)
     ema.copy_to(module)
     assert module.weight.item() == pytest.approx(0.9 * 0.99)
+
+
+def test_a_folder_without_a_model_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no model; finish its stage first with: fifa-train train"):
+        load_model(tmp_path / "vision")

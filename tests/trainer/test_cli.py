@@ -47,6 +47,7 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             ("instruct", "--data", "d", "--annotations", "a", "--out", "o", "--grammar", "latin"), "choose from training, held_out", id="grammar"
         ),
         pytest.param(("evaluate", "--data", "d", "--out", "o", "--baseline", "plain"), "give NAME=FILE", id="baseline"),
+        pytest.param(("plot", "--run", "nowhere"), "nowhere holds no metrics.jsonl", id="no-metrics"),
         pytest.param(("ablate", "--grid", "all", "--out", "o"), "choose language, vision or families", id="grid"),
         pytest.param(("explain", "nowhere.png"), "nowhere.png is missing or no image", id="no-image"),
         pytest.param(("manipulate", "f.png", "--out", "o", "--recipe", "face_swap"), "--donor", id="no-donor"),
