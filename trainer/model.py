@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from engines.contracts import FORGERY_TYPES
 from engines.preprocess import IMAGE_STD
+from trainer.attention import PACKED, attend, packing_of
 from trainer.backbones import face_tokens, new_backbone
 from trainer.config import ModelConfig, Routing
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
             rearrange(project(x), "b n (h d) -> b h n d", h=self.heads)
             for project, x in ((self.q, queries_BQD), (self.k, keys_BND), (self.v, values_BND))
         )
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -317,12 +318,17 @@ class FiFaMLLM(nn.Module):
         embeds = torch.cat([prefix_embeds_BPE, text_embeds_BLE.to(prefix_embeds_BPE.dtype)], 1)
         face_positions = torch.arange(prefix, device=position_BL.device).expand(len(embeds), -1)
         positions = torch.cat([face_positions, position_BL + prefix], 1)
-        mask = packed_attention(question_BL, prefix)
+        seen: dict[str, Any] = {}
+        if self.language.config._attn_implementation == PACKED:
+            seen["packing"] = packing_of(question_BL, prefix)
+        else:
+            seen["attention_mask"] = packed_mask(question_BL, prefix)
         if self.language.config._attn_implementation == "eager":  # which adds the mask to the scores: True would be one, and hide nothing
-            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+            hidden = ~seen["attention_mask"]
+            seen["attention_mask"] = torch.zeros_like(hidden, dtype=embeds.dtype).masked_fill(hidden, torch.finfo(embeds.dtype).min)
 
         def states(embeds: Tensor) -> Tensor:
-            found = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+            found = self.language.model(inputs_embeds=embeds, position_ids=positions, use_cache=False, **seen)
             return found.last_hidden_state[:, prefix:]
 
         hidden = states(embeds)
@@ -362,7 +368,7 @@ def new_language(config: ModelConfig) -> PreTrainedModel:
             num_key_value_heads=config.lm_heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            attn_implementation="sdpa",
+            attn_implementation=PACKED,
         )
     )
 
@@ -380,7 +386,7 @@ def _checked(language: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     return language
 
 
-def packed_attention(question_BL: Tensor, prefix: int) -> Tensor:
+def packed_mask(question_BL: Tensor, prefix: int) -> Tensor:
     """Who sees whom, (B, 1, P + L, P + L) bool: causal, the face seen by all, questions blind to each other. Padding sees the face, to see at all."""
     groups = F.pad(question_BL, (prefix, 0), value=-2)
     same = (groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == -2)
