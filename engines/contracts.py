@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 FORGERY_TYPES = ("identity_swap", "expression_swap", "attribute_manipulation", "entire_synthesis")
 """The four families, in the order of every type vector."""
 
-MANIFEST_SCHEMA = "1.1"
-"""1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only."""
+MANIFEST_SCHEMA = "1.2"
+"""1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only. 1.2 adds `build`: how and
+for what the parts were compiled; bundles before it are ONNX as exported."""
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1), far edges exclusive."""
@@ -51,6 +52,14 @@ class BundleFault(StrEnum):
     PINNED_DIGEST = "pinned_digest"
     FILE_DIGEST = "file_digest"
     WRONG_INTERFACE = "wrong_interface"
+    WRONG_FLAVOUR = "wrong_flavour"
+    """Compiled by the other TensorRT."""
+    WRONG_VERSION = "wrong_version"
+    """Compiled by another release of the runtime."""
+    WRONG_COMPUTE_CAPABILITY = "wrong_compute_capability"
+    """Compiled for GPUs of another kind."""
+    UNUSABLE_PLAN = "unusable_plan"
+    """Not a plan, cut short, or refused by the runtime that made it."""
     UNSUPPORTED = "unsupported"
 
 
@@ -187,6 +196,44 @@ class PartSpec(FileSpec):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    source_sha256: Sha256 | None = None
+    """Of the ONNX file that this one was made from; None for a part as exported."""
+
+
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""Of the arithmetic of a build: int8 speaks of the encoder's matrix products (QDQ), all else of such a build is fp32."""
+
+
+class Profile(_Closed):
+    """Shapes that one input of a plan takes: smallest, the one it is tuned for, largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class BuildSpec(_Closed):
+    """What `fifa-stream engine build` made of a bundle of ONNX parts, and with what."""
+
+    source_digest: Sha256
+    """Manifest digest of the bundle that was built from."""
+    precision: Precision
+    runtime_version: str
+    """Exact release of the runtime that compiled, and the only one that loads, a plan; for ONNX Runtime the one that was measured."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs that a plan is for, as "SM89"; empty for ONNX Runtime."""
+    profiles: dict[PartName, dict[str, Profile]] = {}
+    """By part and input."""
+    options: dict[str, str] = {}
+    """Builder options that change the plan: optimisation level, workspace, attention that was made decomposable."""
+    tools: dict[str, str] = {}
+    """Releases of what made the graphs: onnx, onnxruntime, the ONNX parser."""
+    seconds: dict[PartName, float] = {}
+    executed: bool = False
+    """Whether anything of this build has been run where it was built; False says: compiled, never executed."""
+    acceptance: dict[str, float] | None = None
+    """What the acceptance pack said of it, by name; None when it was not asked."""
 
 
 class Calibration(_Closed):
@@ -240,12 +287,12 @@ class PreprocessSpec(_Closed):
 class Manifest(_Closed):
     """All that is known of a bundle; read and checked before any other file is opened."""
 
-    schema_version: Literal["1.0", "1.1"] = "1.1"
+    schema_version: Literal["1.0", "1.1", "1.2"] = "1.2"
     name: str
     version: str
     precision: Literal["fp32", "fp16", "bf16"]
-    """Stored weights; the ONNX Runtime CPU backend computes in fp32."""
-    backend: Literal["onnxruntime"]
+    """Stored weights; the ONNX Runtime CPU backend computes in fp32, a build in `build.precision`."""
+    backend: Backend
     parts: dict[PartName, PartSpec]
     files: dict[Literal["tokenizer", "token_embeddings", "model_card", "weights_licence", "notice"], FileSpec]
     preprocess: PreprocessSpec
@@ -263,6 +310,8 @@ class Manifest(_Closed):
     """Code, weights, data and pretrained parts, each in one line."""
     provenance: dict[str, str]
     """Digest of the checkpoint, tool versions."""
+    build: BuildSpec | None = None
+    """None for a bundle as exported."""
     metrics: dict[str, float]
     """Measured on the *report* part; the model card says how."""
     digest: Sha256
