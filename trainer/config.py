@@ -1,6 +1,6 @@
 """The trainer's settings: one frozen dataclass per concern, recipes as functions. A run saves its config as JSON beside the checkpoint."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 EncoderKind = Literal["dinov2", "clip"]
@@ -175,6 +175,14 @@ def small_continued() -> TrainConfig:
     return TrainConfig("small_continued", ModelConfig(), vision, LanguageConfig())
 
 
+def small_averaged() -> TrainConfig:
+    """The language stage on the averaged encoder of two engines (`trainer.soup`), from the decoders of the second: Dice weighs four times as much,
+    since regions are small and BCE hardly sees them."""
+    continued = small_continued()
+    language = replace(continued.language, steps=2000, lr=1e-3, mask_dice=2.0, seed=12)
+    return replace(continued, name="small_averaged", language=language)
+
+
 def tiny() -> TrainConfig:
     """A stand-in with random weights for tests: the same parts at a few thousand parameters."""
     return TrainConfig(
@@ -198,4 +206,4 @@ def tiny() -> TrainConfig:
     )
 
 
-RECIPES = {"small": small, "small_continued": small_continued, "tiny": tiny}
+RECIPES = {"small": small, "small_continued": small_continued, "small_averaged": small_averaged, "tiny": tiny}

@@ -240,6 +240,18 @@ def model_of_bundle(config: TrainConfig, bundle: Path) -> tuple[FiFaMLLM, TrainC
     return model, config
 
 
+def continued(model: FiFaMLLM, trained: FiFaMLLM) -> FiFaMLLM:
+    """The model with projector, decoders and box encoder of one whose language stage is done: its encoder stays. Returns `model`.
+
+    Raises ValueError for other sizes.
+    """
+    if model.config != trained.config:
+        raise ValueError("the model to continue from has other sizes than the encoder's; choose one trained on this encoder or its ancestor")
+    for part in ("projector", "language", "box_encoder", "mask_decoder"):
+        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
+    return model
+
+
 class LanguageLosses(NamedTuple):
     """Of one step of stage 2, or a piece of it."""
 

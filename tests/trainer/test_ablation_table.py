@@ -1,9 +1,12 @@
 """Finished runs in a table: noise is not called a difference, each row has its own base, and what was not run is named."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from trainer.ablation_table import Run, Variant, compared, markdown, tabled
+from trainer.ablation_table import Run, Runs, Variant, compared, markdown, tabled
 from trainer.config import tiny
 
 
@@ -47,3 +50,16 @@ def test_the_table_compares_each_row_with_its_own_base_and_names_what_was_not_ru
     assert "| auc | 0.905 +- 0.010 | 0.605 +- 0.010, **-0.300** | 0.615 +- 0.010, none |" in text
     assert "| other | 0.900 +- 0.000 | 0.600 +- 0.000, **-0.300** | 0.610 +- 0.000 |" in text
     assert "narrow (against random)" in text and "**dual** not run: no second encoder." in text and "**late** not run: no time was left." in text
+
+
+def test_two_processes_share_a_grid_by_naming_their_rows(tmp_path: Path) -> None:
+    variants = [Variant(name="base", config=tiny()), Variant(name="late", config=replace(tiny(), precision="fp32"))]
+    one, other = (Runs(tmp_path, "vision", variants, 2, {"steps": "2"}) for _ in range(2))
+    assert [(v.name, seed) for v, seed in one.missing(["base"])] == [("base", 0), ("base", 1)]
+    assert [(v.name, seed) for v, seed in other.missing(["late"])] == [("late", 0), ("late", 1)]
+    for runs, variant in ((one, variants[0]), (other, variants[1])):
+        for seed in (0, 1):
+            runs.keep(variant, seed, {"auc": 0.5}, 1.0)
+    assert [row.seeds for row in other.write_table().rows] == [2, 2] and other.missing() == []
+    with pytest.raises(ValueError, match="no variant 'lat'; choose from 'base', 'late'"):
+        one.missing(["lat"])
