@@ -438,6 +438,23 @@ def probe(
 
 
 @app.command()
+def ceiling(
+    annotations: AnnotationsOption,
+    part: Annotated[str, typer.Option(help="select, calibrate or report.")] = "report",
+) -> None:
+    """The highest text metrics that a model of the training grammar can reach on held-out texts, and those of chance, as JSON."""
+    from typing import cast, get_args
+
+    from trainer.annotator.annotate import load_annotations
+    from trainer.faces import Part
+    from trainer.text_ceiling import text_ceiling
+
+    if part not in get_args(Part):
+        raise typer.BadParameter(f"{part!r} is no part; choose from {', '.join(get_args(Part))}", param_hint="--part")
+    typer.echo(json.dumps(text_ceiling(load_annotations(annotations / "dev.jsonl"), cast(Part, part)), indent=1))
+
+
+@app.command()
 def ablate(
     grid: Annotated[str, typer.Option(help="language, vision or families.")],
     out: OutOption,
