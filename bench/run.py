@@ -29,7 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from engines.analyzer import Analyzer, ExplainPolicy
-from engines.runtime import MANIFEST_NAME, Bundle, bundled_engine, open_bundle
+from engines.bundle import MANIFEST_NAME, Bundle, bundled_engine, open_bundle
 from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.demo_photographs import demo_frames
 from fifa_stream.detect import DetectLimits, FaceDetector
@@ -44,7 +44,7 @@ COLD = r"""
 import json, re, sys, time; began = time.perf_counter()
 import numpy as np
 from engines.analyzer import Analyzer
-from engines.runtime import bundled_engine, open_bundle
+from engines.bundle import bundled_engine, open_bundle
 imported = time.perf_counter()
 bundle = open_bundle(bundled_engine(), threads=1); opened = time.perf_counter()
 # the peak of this process alone: ru_maxrss would begin with that of its parent

@@ -1,12 +1,14 @@
 """The composition: face crops in, analyses out. Scores every face; explains only those that cross the explain threshold.
 
-Score path: one run of the encoder for the whole batch. Explain path: prefill and decode over a slot KV cache that stays in the backend, one answer a
-row, markup closed by an automaton; then one run of the mask decoder for all [SEG] states of the batch. Scoring never waits for text.
+Score path: one run of the encoder for the whole batch. Explain path: all texts of the batch through one decode loop, then one run of the mask decoder
+for all their [SEG] states. Scoring never waits for text.
 A face may be asked about one region or box: what is asked stands in the prompt, as FICT's words or as the `<bbox>` embedding of the box encoder.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines import fict
+from engines.bundle import Bundle
 from engines.contracts import (
     Analysis,
     AreaAnswer,
@@ -28,29 +31,32 @@ from engines.contracts import (
     OperatingPoint,
     QueryLevel,
 )
+from engines.decode import SLOTS, DecodeLoop, End, Question
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
-from engines.prompts import BBOX, EOS, PAD, SEG, Level, MarkupAutomaton, PhraseTrie, Task, loc_answer, parse_markup
-from engines.runtime import Bound, Bundle
+from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
 
 ExplainPolicy = Literal["auto", "always", "never"]
 REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
-MAX_EXPLAIN_ROWS = 16
-"""Faces decoded together: past 8-16 rows a slot cache gains nothing on a CPU."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """One decoded answer: its tokens and, for each [SEG], the hidden state that drives the mask."""
+    """One answer: its tokens and, for each [SEG], the hidden state that drives the mask."""
 
     ids: list[int] = field(default_factory=list)
     seg_embeds: list[NDArray[np.float32]] = field(default_factory=list)
     """(E,) float32 each."""
-    truncated: bool = False
+    end: End = End.WHOLE
     within: Box | None = None
     """The asked box, in pixels of the crop: masks end a cell beyond it."""
     tampered_probability: float | None = None
     """Localisation: how sure the answer is that something is manipulated."""
+
+    @property
+    def truncated(self) -> bool:
+        """A limit ended the answer, not the model."""
+        return self.end is not End.WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,12 @@ class _Asked:
     """A question about one row of an encoded batch, in tokens."""
 
     row: int
-    level: Level
-    phrase: str | None
-    concept: str | None
-    box: Box | None
+    level: Level = "image"
+    phrase: str | None = None
+    concept: str | None = None
+    box: Box | None = None
+    box_embed_E: NDArray[np.float32] | None = None
+    deadline_s: float | None = None
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,8 +86,13 @@ def softmax(logits_BF: NDArray[np.float32]) -> NDArray[np.float32]:
 class Analyzer:
     """Judges batches of face crops with one bundle. Not thread-safe: it runs engines."""
 
-    def __init__(self, bundle: Bundle, *, operating_point: str | None = None) -> None:
-        """`operating_point` names one of the manifest's; None takes its default. Raises BundleError (unsupported)."""
+    def __init__(
+        self, bundle: Bundle, *, operating_point: str | None = None, slots: int = SLOTS, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`operating_point` names one of the manifest's; None takes its default. `slots` answers are decoded together.
+
+        Raises BundleError (unsupported).
+        """
         self._bundle = bundle
         self.manifest: Manifest = bundle.manifest
         name = operating_point or self.manifest.default_operating_point
@@ -87,7 +100,13 @@ class Analyzer:
             known = ", ".join(sorted(self.manifest.operating_points))
             raise BundleError(BundleFault.UNSUPPORTED, f"engine.operating_point {name!r} is not in the bundle; it has: {known}")
         self.operating_point: OperatingPoint = self.manifest.operating_points[name]
+        self._slots, self._clock_s = slots, clock_s
         self._tries: dict[str | None, PhraseTrie] = {}
+
+    @cached_property
+    def _loop(self) -> DecodeLoop:
+        """Made when something is explained: scoring needs no decoder."""
+        return DecodeLoop(self._bundle, slots=self._slots, clock_s=self._clock_s)
 
     @property
     def query_levels(self) -> tuple[QueryLevel, ...]:
@@ -95,17 +114,28 @@ class Analyzer:
         return self.manifest.query_levels
 
     def analyze(
-        self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy], queries: Sequence[AreaQuery | None] | None = None
+        self,
+        crops_BHWC: NDArray[np.uint8],
+        *,
+        explain: Sequence[ExplainPolicy],
+        queries: Sequence[AreaQuery | None] | None = None,
+        seconds_left: Sequence[float | None] | None = None,
     ) -> list[Analysis]:
         """Judge (B, size, size, 3) uint8 RGB crops, B may be 0; one explain policy per face, and one query or None where areas are asked about.
 
+        `seconds_left` of a face end its texts at their last whole sentence. Time that is up before a text begins costs that text: the face is
+        scored and not explained, and a query is answered by localisation alone.
         Raises ValueError for counts that do not match and for queries that cannot be asked (`ask`).
         """
-        if len(crops_BHWC) == 0:
+        count = len(crops_BHWC)
+        if count == 0:
             return []
-        if len(explain) != len(crops_BHWC) or (queries is not None and len(queries) != len(crops_BHWC)):
-            given = f"{len(explain)} explain policies" if queries is None else f"{len(explain)} explain policies and {len(queries)} queries"
-            raise ValueError(f"{len(crops_BHWC)} crops but {given}; give one per crop")
+        given = {"explain policies": explain, "queries": queries, "times": seconds_left}
+        if any(values is not None and len(values) != count for values in given.values()):
+            stated = " and ".join(f"{len(values)} {name}" for name, values in given.items() if values is not None)
+            raise ValueError(f"{count} crops but {stated}; give one per crop")
+        now_s = self._clock_s()
+        deadlines_s = [None if left_s is None else now_s + left_s for left_s in seconds_left or [None] * count]
         encoded = self.encode(crops_BHWC)
         raw_B = encoded["det_logit"]
         scores_B = self.calibrated(raw_B)
@@ -113,14 +143,22 @@ class Analyzer:
         grid = self.manifest.preprocess.grid
         maps_BHW = sigmoid(encoded["artifact_logits"]).reshape(-1, grid, grid)
         wanted = [
-            i for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)
+            _Asked(i)
+            for i, policy in enumerate(explain)
+            if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)
         ]
-        explanations = dict(zip(wanted, self.explain(encoded, crops_BHWC, wanted), strict=True))
-        asked = {row: query for row, query in enumerate(queries or ()) if query is not None}
-        answers = dict(zip(asked, self.answer(encoded, crops_BHWC, list(asked), list(asked.values())), strict=True))
+        queried = {row: query for row, query in enumerate(queries or ()) if query is not None}
+        asked = self._asked(encoded, list(queried), list(queried.values()))
+        together = [replace(one, deadline_s=deadlines_s[one.row]) for one in (*wanted, *asked)]
+        told = self._tell(encoded, together, "age")
+        texts = self._explanations(encoded, crops_BHWC, together, told)
+        explanations = {
+            one.row: text for one, answer, text in zip(wanted, told, texts, strict=False) if answer.end is not End.LATE
+        }  # the texts of the queries come behind
+        answers = dict(zip(queried, self._area_answers(encoded, asked, texts[len(wanted) :]), strict=True))
         return [
             Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i), answers.get(i))
-            for i in range(len(crops_BHWC))
+            for i in range(count)
         ]
 
     def encode(self, crops_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -140,73 +178,64 @@ class Analyzer:
 
     def explain(self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int]) -> list[Explanation]:
         """Explain the chosen rows of an encoded batch, in their order."""
-        explanations: list[Explanation] = []
-        for first in range(0, len(rows), MAX_EXPLAIN_ROWS):
-            chosen = list(rows[first : first + MAX_EXPLAIN_ROWS])
-            answers = self.tell(encoded, chosen, "age")
-            masks_MHW, confidence_M = self.masks(encoded, chosen, answers)
-            taken = 0
-            for row, answer in zip(chosen, answers, strict=True):
-                count = len(answer.seg_embeds)
-                part = slice(taken, taken + count)
-                explanations.append(self._explanation(answer, masks_MHW[part], confidence_M[part], crops_BHWC[row]))
-                taken += count
-        return explanations
+        asked = [_Asked(row) for row in rows]
+        return self._explanations(encoded, crops_BHWC, asked, self._tell(encoded, asked, "age"))
 
     def answer(
         self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int], queries: Sequence[AreaQuery]
     ) -> list[AreaAnswer]:
-        """Answer one query for each of the rows. Localisation decides; a text that says otherwise gives way to its sentence."""
-        if not rows:
-            return []
-        asked = self._asked(rows, queries)
-        box_embeds = self._box_embeds(encoded, asked)
-        located, told = (self._in_rounds(encoded, asked, task, box_embeds) for task in ("loc", "age"))
-        masks_MHW, confidence_M = self.masks(encoded, rows, located)
-        evidence_MHW, evidence_confidence_M = self.masks(encoded, rows, told)
+        """Answer one query for each of the rows. Localisation decides; a text that says otherwise, or nothing, gives way to its sentence."""
+        asked = self._asked(encoded, rows, queries)
+        return self._area_answers(encoded, asked, self._explanations(encoded, crops_BHWC, asked, self._tell(encoded, asked, "age")))
+
+    def _area_answers(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], texts: Sequence[Explanation]) -> list[AreaAnswer]:
+        """Locate what is asked and put it beside the texts."""
+        located = self._locate(encoded["prefix_embeds"], asked)
+        masks_MHW, confidence_M = self.masks(encoded, [one.row for one in asked], located)
         size = self.manifest.preprocess.mask_size
-        answers, shown, cited = [], 0, 0
-        for one, place, text in zip(asked, located, told, strict=True):
+        answers, shown = [], 0
+        for one, place, text in zip(asked, located, texts, strict=True):
             tampered = bool(place.seg_embeds)
             mask_HW, confidence = (masks_MHW[shown], float(confidence_M[shown])) if tampered else (np.zeros((size, size), np.float32), 0.0)
-            own = slice(cited, cited + len(text.seg_embeds))
-            explanation = self._explanation(text, evidence_MHW[own], evidence_confidence_M[own], crops_BHWC[one.row])
-            if tampered != bool(explanation.evidence):
+            if tampered != bool(text.evidence) or not text.text:
                 said = parse_markup(loc_answer(tampered, one.level, one.phrase))[0]
-                explanation = Explanation(said, said, ())
+                text = Explanation(said, said, (), text.truncated)
             assert place.tampered_probability is not None, "localisation states its probability"
-            answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, explanation))
-            shown, cited = shown + tampered, cited + len(text.seg_embeds)
+            answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, text))
+            shown += tampered
         return answers
 
     def tell(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task) -> list[Answer]:
         """Answer one task about the whole face for rows of an encoded batch, as it is served: a face that its score calls real is told clean."""
-        scores = self.calibrated(encoded["det_logit"][list(rows)])
-        doubted = [number for number, score in enumerate(scores) if score >= self.operating_point.real_below]
+        return self._tell(encoded, [_Asked(row) for row in rows], task)
+
+    def _tell(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task) -> list[Answer]:
+        """`tell`, beside questions about areas."""
+        scores_B = self.calibrated(encoded["det_logit"])
         clean = self._bundle.vocabulary.tokenizer.encode(loc_answer(False)).ids
-        answers = [Answer(list(clean)) for _ in rows]
-        for number, answer in zip(doubted, self.decode(encoded["prefix_embeds"][[rows[number] for number in doubted]], task), strict=True):
+        answers = [Answer(list(clean)) for _ in asked]
+        doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= self.operating_point.real_below]
+        for number, answer in zip(doubted, self._decode(encoded["prefix_embeds"], [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers
 
     def decode(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> list[Answer]:
         """Answer one task about the whole face for each row."""
-        nothing = [None] * len(prefix_embeds_BPE)
-        return self._tell(prefix_embeds_BPE, self._asked(range(len(nothing)), nothing), task, nothing)
+        return self._decode(prefix_embeds_BPE, [_Asked(row) for row in range(len(prefix_embeds_BPE))], task)
 
     def ask(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task, queries: Sequence[AreaQuery | None]) -> list[Answer]:
         """Answer one query for each of the rows of an encoded batch, where a row may come several times; None asks about the whole face.
 
         Raises ValueError for a level that the bundle does not answer, an unknown concept, and a box that is empty or leaves the crop.
         """
-        asked = self._asked(rows, queries)
-        return self._in_rounds(encoded, asked, task, self._box_embeds(encoded, asked))
+        return self._decode(encoded["prefix_embeds"], self._asked(encoded, rows, queries), task)
 
-    def _box_embeds(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked]) -> list[NDArray[np.float32] | None]:
-        """The `<bbox>` embedding of each question about a box, (E,), in one run; None for the others."""
+    def _asked(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], queries: Sequence[AreaQuery | None]) -> list[_Asked]:
+        """Check queries and put them in words; boxes through the box encoder, in one run."""
+        asked = [self._in_words(row, query) for row, query in zip(rows, queries, strict=True)]
         with_box = [one for one in asked if one.box is not None]
         if not with_box:
-            return [None] * len(asked)
+            return asked
         owners = [one.row for one in with_box]
         out = self._bundle.engines["box_encoder"].run(
             {
@@ -216,94 +245,56 @@ class Analyzer:
             }
         )
         embeds = iter(out["box_embeds"])
-        return [None if one.box is None else next(embeds) for one in asked]
+        return [one if one.box is None else replace(one, box_embed_E=next(embeds)) for one in asked]
 
-    def _in_rounds(
-        self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task, box_embeds: Sequence[NDArray[np.float32] | None]
-    ) -> list[Answer]:
-        """Answer any number of questions, `MAX_EXPLAIN_ROWS` together."""
-        answers: list[Answer] = []
-        for first in range(0, len(asked), MAX_EXPLAIN_ROWS):
-            part = slice(first, first + MAX_EXPLAIN_ROWS)
-            answers += self._tell(encoded["prefix_embeds"][[one.row for one in asked[part]]], asked[part], task, box_embeds[part])
-        return answers
+    def _in_words(self, row: int, query: AreaQuery | None) -> _Asked:
+        if query is None:
+            return _Asked(row)
+        side, level = self.manifest.preprocess.image_size, "region" if isinstance(query, str) else "box"
+        if level not in self.manifest.query_levels:
+            known = ", ".join(self.manifest.query_levels) or "none"
+            raise ValueError(f"the bundle {self.manifest.name} answers no {level} query (it answers: {known}); {REBUILD_FOR_QUERIES}")
+        if isinstance(query, str):
+            if query not in fict.concepts():
+                raise ValueError(f"{query!r} is no FICT concept; use an id such as right_cheek")
+            return _Asked(row, "region", phrase=fict.concepts()[query].phrase, concept=query)
+        x0, y0, x1, y1 = query
+        if not (0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side):
+            raise ValueError(f"box {query} is empty or leaves the {side} px crop; clip it first")
+        return _Asked(row, "box", box=query)
 
-    def _asked(self, rows: Sequence[int], queries: Sequence[AreaQuery | None]) -> list[_Asked]:
-        """Check queries and put them in words."""
-        side = self.manifest.preprocess.image_size
-        asked = []
-        for row, query in zip(rows, queries, strict=True):
-            level: Level = "image" if query is None else "region" if isinstance(query, str) else "box"
-            if level != "image" and level not in self.manifest.query_levels:
-                known = ", ".join(self.manifest.query_levels) or "none"
-                raise ValueError(f"the bundle {self.manifest.name} answers no {level} query (it answers: {known}); {REBUILD_FOR_QUERIES}")
-            if isinstance(query, str):
-                if query not in fict.concepts():
-                    raise ValueError(f"{query!r} is no FICT concept; use an id such as right_cheek")
-                asked.append(_Asked(row, level, fict.concepts()[query].phrase, query, None))
-            elif query is not None:
-                x0, y0, x1, y1 = query
-                if not (0 <= x0 < x1 <= side and 0 <= y0 < y1 <= side):
-                    raise ValueError(f"box {query} is empty or leaves the {side} px crop; clip it first")
-                asked.append(_Asked(row, level, None, None, query))
-            else:
-                asked.append(_Asked(row, level, None, None, None))
-        return asked
-
-    def _tell(
-        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task, box_embeds: Sequence[NDArray[np.float32] | None]
-    ) -> list[Answer]:
-        """Answer one question for each row, greedily, all rows together. Rows that end keep their slot until the batch ends."""
-        if not asked:
-            return []
+    def _decode(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task) -> list[Answer]:
+        """Answer one question for each of `asked`, in their order."""
         if task == "loc":
-            return self._locate(prefix_embeds_BPE, asked, box_embeds)
-        spec, vocabulary, table = self.manifest.decoder, self._bundle.vocabulary, self._bundle.token_embeddings_VE
-        rows = len(asked)
-        question_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, box_embeds)
-        budgets = [min(spec.max_new_tokens, spec.capacity - int(first)) for first in first_B]
-        bound = self._empty_cache(rows)
-        # Shorter questions are padded on the right: what a pad writes is overwritten before anything sees it.
-        out = bound.run({"inputs_embeds": question_BSE, "positions": _slots(rows, question_BSE.shape[1])})
-        logits_BV = out["logits"][np.arange(rows), first_B - 1]
+            return self._locate(prefix_embeds_BPE, asked)
+        spec = self.manifest.decoder
+
+        def question(one: _Asked) -> Question:
+            inputs_SE = self._inputs(prefix_embeds_BPE, one, task)
+            budget = min(spec.max_new_tokens, spec.capacity - len(inputs_SE))
+            return Question(inputs_SE, self._trie(one.concept), budget, one.deadline_s)
+
         answers = [Answer(within=one.box) for one in asked]
-        automata = [MarkupAutomaton(vocabulary, self._trie(one.concept), budget) for one, budget in zip(asked, budgets, strict=True)]
-        eos, seg, pad = (vocabulary.ids[token] for token in (EOS, SEG, PAD))
-        live = [True] * rows
-        for step in range(max(budgets)):
-            tokens = [automaton.allow(logits) if alive else pad for automaton, logits, alive in zip(automata, logits_BV, live, strict=True)]
-            for row, token in enumerate(tokens):
-                if live[row] and token == eos:
-                    answers[row].truncated, live[row] = automata[row].exhausted, False
-                elif live[row]:
-                    answers[row].ids.append(token)
-            if not any(live):
-                break
-            # The last token's slot must exist even for rows that ended: they write pads where nothing is read.
-            slots = np.minimum(first_B + step, spec.capacity - 1)[:, None]
-            out = bound.run({"inputs_embeds": table[np.array(tokens)][:, None], "positions": slots})
-            logits_BV = out["logits"][:, -1]
-            for row, token in enumerate(tokens):
-                if live[row] and token == seg:
-                    answers[row].seg_embeds.append(out["hidden"][row, -1].copy())
+        for number, written in self._loop.answers(question(one) for one in asked) if asked else ():
+            answers[number].ids, answers[number].seg_embeds, answers[number].end = written.ids, written.seg_embeds, written.end
         return answers
 
-    def _locate(
-        self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], box_embeds: Sequence[NDArray[np.float32] | None]
-    ) -> list[Answer]:
+    def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[Answer]:
         """Localisation has two answers, so nothing is decoded: one run over the question and the longer answer tells which begins, and its [SEG]."""
-        vocabulary, rows = self._bundle.vocabulary, len(asked)
-        either = [[vocabulary.tokenizer.encode(loc_answer(state, one.level, one.phrase)).ids for state in (True, False)] for one in asked]
-        question_BSE, first_B = self._questions(prefix_embeds_BPE, asked, "loc", box_embeds, behind=[tampered for tampered, _ in either])
-        out = self._empty_cache(rows).run({"inputs_embeds": question_BSE, "positions": _slots(rows, question_BSE.shape[1])})
-        answers = []
-        for row, ((tampered, clean), one) in enumerate(zip(either, asked, strict=True)):
-            begun_V = out["logits"][row, first_B[row] - 1]
-            probability = float(sigmoid(begun_V[tampered[0]] - begun_V[clean[0]]))
-            answer = Answer(list(tampered if probability >= 0.5 else clean), within=one.box, tampered_probability=probability)
-            if probability >= 0.5:
-                answer.seg_embeds = [out["hidden"][row, first_B[row] + tampered.index(vocabulary.ids[SEG])].copy()]
-            answers.append(answer)
+        vocabulary, answers = self._bundle.vocabulary, []
+        for first in range(0, len(asked), self._slots):
+            together = asked[first : first + self._slots]
+            either = [[vocabulary.tokenizer.encode(loc_answer(state, one.level, one.phrase)).ids for state in (True, False)] for one in together]
+            inputs = [self._inputs(prefix_embeds_BPE, one, "loc", behind=tampered) for one, (tampered, _) in zip(together, either, strict=True)]
+            out = self._loop.read(inputs)
+            for row, (one, inputs_SE, (tampered, clean)) in enumerate(zip(together, inputs, either, strict=True)):
+                begins = len(inputs_SE) - len(tampered)
+                begun_V = out["logits"][row, begins - 1]
+                probability = float(sigmoid(begun_V[tampered[0]] - begun_V[clean[0]]))
+                answer = Answer(tampered if probability >= 0.5 else clean, within=one.box, tampered_probability=probability)
+                if probability >= 0.5:
+                    answer.seg_embeds = [out["hidden"][row, begins + tampered.index(vocabulary.ids[SEG])].copy()]
+                answers.append(answer)
         return answers
 
     def _trie(self, concept: str | None) -> PhraseTrie:
@@ -317,52 +308,32 @@ class Analyzer:
 
         Raises ValueError for markup that leaves no room in the cache.
         """
-        spec, vocabulary = self.manifest.decoder, self._bundle.vocabulary
+        capacity, vocabulary = self.manifest.decoder.capacity, self._bundle.vocabulary
         answers = [Answer(vocabulary.tokenizer.encode(markup).ids) for markup in markups]
-        nothing = [None] * len(answers)
-        asked = self._asked(range(len(answers)), nothing)
-        inputs_BSE, first_B = self._questions(prefix_embeds_BPE, asked, task, nothing, behind=[answer.ids for answer in answers])
-        if inputs_BSE.shape[1] > spec.capacity:
-            longest = max(len(answer.ids) for answer in answers)
+        if not answers:
+            return []
+        inputs = [self._inputs(prefix_embeds_BPE, _Asked(row), task, behind=answer.ids) for row, answer in enumerate(answers)]
+        if (longest := max(len(inputs_SE) for inputs_SE in inputs)) > capacity:
+            told = max(len(answer.ids) for answer in answers)
             raise ValueError(
-                f"an answer of {longest} tokens does not fit: the cache has {spec.capacity} slots, the question takes {first_B[0]}; shorten it"
+                f"an answer of {told} tokens does not fit: the cache has {capacity} slots, the question takes {longest - told}; shorten it"
             )
-        out = self._empty_cache(len(answers)).run({"inputs_embeds": inputs_BSE, "positions": _slots(len(answers), inputs_BSE.shape[1])})
-        for row, answer in enumerate(answers):
-            hidden_LE = out["hidden"][row, first_B[row] :]
-            answer.seg_embeds = [hidden_LE[at].copy() for at, token in enumerate(answer.ids) if token == vocabulary.ids[SEG]]
+        hidden_BSE = self._loop.read(inputs)["hidden"]
+        for answer, inputs_SE, hidden_SE in zip(answers, inputs, hidden_BSE, strict=True):
+            begins = len(inputs_SE) - len(answer.ids)
+            answer.seg_embeds = [hidden_SE[begins + at].copy() for at, token in enumerate(answer.ids) if token == vocabulary.ids[SEG]]
         return answers
 
-    def _questions(
-        self,
-        prefix_embeds_BPE: NDArray[np.float32],
-        asked: Sequence[_Asked],
-        task: Task,
-        box_embeds: Sequence[NDArray[np.float32] | None],
-        behind: Sequence[Sequence[int]] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(B, S, E) the face, the prompt and what stands `behind` it, padded on the right; and where each row's answer begins, (B,) int64."""
-        vocabulary, table = self._bundle.vocabulary, self._bundle.token_embeddings_VE
-        prompts = [vocabulary.prompt_ids(task, one.level, one.phrase) for one in asked]
-        whole = [[*prompt, *after] for prompt, after in zip(prompts, behind or [()] * len(prompts), strict=True)]
-        ids_BL = np.full((len(whole), max((len(ids) for ids in whole), default=0)), vocabulary.ids[PAD])
-        for row, ids in enumerate(whole):
-            ids_BL[row, : len(ids)] = ids
-        text_BLE = table[ids_BL]
-        for row, embed in enumerate(box_embeds):
-            if embed is not None:
-                text_BLE[row, prompts[row].index(vocabulary.ids[BBOX])] = embed
-        first_B = prefix_embeds_BPE.shape[1] + np.array([len(prompt) for prompt in prompts], np.int64)
-        return np.concatenate([prefix_embeds_BPE, text_BLE], 1), first_B
-
-    def _empty_cache(self, rows: int) -> Bound:
-        spec = self.manifest.decoder
-        names = [f"{kind}{layer}" for layer in range(spec.num_layers) for kind in "kv"]
-        shape = (rows, spec.num_heads, spec.capacity, spec.head_dim)
-        return self._bundle.engines["decoder"].bind({f"past_{name}": f"present_{name}" for name in names}, {f"past_{name}": shape for name in names})
+    def _inputs(self, prefix_embeds_BPE: NDArray[np.float32], one: _Asked, task: Task, behind: Sequence[int] = ()) -> NDArray[np.float32]:
+        """(S, E) the face, the prompt and what stands `behind` it."""
+        ids = [*self._bundle.vocabulary.prompt_ids(task, one.level, one.phrase), *behind]
+        text_LE = self._bundle.token_embeddings_VE[ids]
+        if one.box_embed_E is not None:
+            text_LE[ids.index(self._bundle.vocabulary.ids[BBOX])] = one.box_embed_E
+        return np.concatenate([prefix_embeds_BPE[one.row], text_LE])
 
     def markup(self, answer: Answer) -> str:
-        """The markup of an answer; one that hit the token limit ends at its last whole sentence, and its later [SEG] states have no phrase."""
+        """The markup of an answer; one that a limit ended stops at its last whole sentence, and its later [SEG] states have no phrase."""
         written = self._bundle.vocabulary.markup(answer.ids)
         return last_whole_sentence(written) if answer.truncated else written
 
@@ -388,24 +359,30 @@ class Analyzer:
                 mask_HW *= box_cells(_grown(box, self.manifest.preprocess.image_size / size), size, size / self.manifest.preprocess.image_size)
         return masks_MHW, sigmoid(out["iou_logit"])
 
-    def _explanation(
-        self, answer: Answer, masks_MHW: NDArray[np.float32], confidence_M: NDArray[np.float32], crop_HWC: NDArray[np.uint8]
-    ) -> Explanation:
-        markup = self.markup(answer)
-        text, spans = parse_markup(markup)
-        by_phrase = fict.by_phrase()
-        evidence = tuple(
-            Evidence(
-                phrase=span.phrase,
-                char_span=(span.start, span.end),
-                concept=by_phrase[span.phrase],
-                mask_probability_HW=mask_HW,
-                mask_confidence=float(confidence),
-                measured=measure_region(crop_HWC, _at_crop_size(mask_HW, crop_HWC.shape[0])),
+    def _explanations(
+        self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked], answers: Sequence[Answer]
+    ) -> list[Explanation]:
+        """Answers as text with evidence; the masks in one run."""
+        masks_MHW, confidence_M = self.masks(encoded, [one.row for one in asked], answers)
+        by_phrase, explanations, taken = fict.by_phrase(), [], 0
+        for one, answer in zip(asked, answers, strict=True):
+            own = slice(taken, taken + len(answer.seg_embeds))
+            taken = own.stop
+            markup, crop_HWC = self.markup(answer), crops_BHWC[one.row]
+            text, spans = parse_markup(markup)
+            evidence = tuple(
+                Evidence(
+                    phrase=span.phrase,
+                    char_span=(span.start, span.end),
+                    concept=by_phrase[span.phrase],
+                    mask_probability_HW=mask_HW,
+                    mask_confidence=float(confidence),
+                    measured=measure_region(crop_HWC, _at_crop_size(mask_HW, crop_HWC.shape[0])),
+                )
+                for span, mask_HW, confidence in zip(spans, masks_MHW[own], confidence_M[own], strict=False)  # truncation drops the last phrases
             )
-            for span, mask_HW, confidence in zip(spans, masks_MHW, confidence_M, strict=False)  # truncation drops the last phrases
-        )
-        return Explanation(text, markup, evidence, answer.truncated)
+            explanations.append(Explanation(text, markup, evidence, answer.truncated))
+        return explanations
 
 
 def box_cells(box_xyxy: Box, size: int, scale: float) -> NDArray[np.bool_]:
@@ -428,13 +405,8 @@ def _grown(box_xyxy: Box, margin: float) -> Box:
 
 
 def last_whole_sentence(markup: str) -> str:
-    """Cut text that hit the token limit after its last full stop; '' when not one sentence is whole."""
+    """Cut text that met a limit after its last full stop; '' when not one sentence is whole."""
     return markup[: markup.rfind(".") + 1]
-
-
-def _slots(rows: int, count: int) -> NDArray[np.int64]:
-    """(rows, count): the first slots of the cache, for every row."""
-    return np.tile(np.arange(count, dtype=np.int64), (rows, 1))
 
 
 def _at_crop_size(mask_HW: NDArray[np.float32], size: int) -> NDArray[np.bool_]:

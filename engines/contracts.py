@@ -5,6 +5,10 @@ Boxes and masks here are in the pixel frame of the face crop (origin top left, x
     EngineError                 nothing wrong with the caller's frame: the bundle or its runtime cannot be used
       BundleError               the files are not what the manifest says; carries one of `BundleFault`
       ProviderError             the runtime asked for is not the one that runs
+      BuildError                a graph, its shapes or an option that a library does not build (`trt_build`)
+      AcceptanceError           the acceptance pack cannot be used (`acceptance`)
+      AcceptanceRefused         a build says other things than the checkpoint (`build`)
+      CudaError                 the GPU refused a call (`cuda`)
 """
 
 import hashlib
@@ -29,6 +33,9 @@ Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1), far edges exclusive."""
 AreaQuery = str | Box
 """What is asked about: a FICT id, or a box in pixels of the face crop."""
+
+REBUILD = "export it again with: fifa-train export"
+"""The remedy for a bundle that is not whole."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PlainFileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -129,7 +136,7 @@ class Explanation:
     """The same text with `<p> phrase </p> [SEG]`."""
     evidence: tuple[Evidence, ...]
     truncated: bool = False
-    """The decoder reached its token limit; the text ends at the last whole sentence."""
+    """The token limit or the deadline was reached; the text ends at the last whole sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,7 @@ class Analysis:
     artifact_map_HW: NDArray[np.float32]
     """Patch probabilities of manipulation, float32 (grid, grid)."""
     explanation: Explanation | None
-    """None when it was not asked for."""
+    """None when it was not asked for, or too late."""
     answer: AreaAnswer | None = None
     """To the face's query; None when nothing was asked."""
 
@@ -316,6 +323,11 @@ class Manifest(_Closed):
     """Measured on the *report* part; the model card says how."""
     digest: Sha256
     """sha256 of this manifest's canonical JSON without this field."""
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, short."""
+    return " ".join(str(error).split())[:200]
 
 
 def canonical_digest(manifest: dict[str, Any]) -> str:

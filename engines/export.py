@@ -4,7 +4,6 @@ It is given modules, examples and names, and knows no trainer. Weights are store
 in fp32 what the checkpoint rounded to fp16 computes (ONNX Runtime folds the casts when it loads).
 """
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from engines.contracts import FileSpec, PartSpec, TensorSpec
+from engines.bundle import file_spec
+from engines.contracts import PartSpec, TensorSpec
 
 OPSET = 20
 """TensorRT builds fp32 attention only up to opset 20 without extra marking; ONNX Runtime runs it as fast within noise at these sizes."""
@@ -119,9 +119,3 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
     return TensorSpec(name=value.name, dtype=kinds[tensor.elem_type], shape=shape)
-
-
-def file_spec(path: Path) -> FileSpec:
-    """Name, digest and size of a file of the bundle."""
-    content = path.read_bytes()
-    return FileSpec(file=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))

@@ -1,51 +1,40 @@
-"""Opens a bundle and runs its graphs: manifest first, then every digest, then the sessions; names, dtypes and ranks are checked once.
+"""One graph and how it is run: the protocol of every backend, and ONNX Runtime on the CPU. Names, dtypes and ranks are checked once, at load.
 
-A bundle that is not what its manifest says is refused with a named fault before anything of it is executed. The provider that runs is the provider
-that was asked for, or an error: there is no fallback.
+The provider that runs is the provider that was asked for, or an error: there is no fallback.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, Self
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer
 
-from engines.contracts import (
-    FORGERY_TYPES,
-    BundleError,
-    BundleFault,
-    FileSpec,
-    Manifest,
-    PartName,
-    PartSpec,
-    ProviderError,
-    TensorSpec,
-    canonical_digest,
-)
-from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
-from engines.prompts import Vocabulary
+from engines.contracts import REBUILD, BundleError, BundleFault, PartSpec, ProviderError, TensorSpec, one_line
 
 Arrays = Mapping[str, NDArray[Any]]
-MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_PART_BYTES = 4 << 30
-REBUILD = "export it again with: fifa-train export"
 
 
 class Bound(Protocol):
-    """A graph with state tensors that stay where the backend keeps them between runs (the KV cache)."""
+    """A graph with state tensors that stay where the backend keeps them between runs (the KV cache); axis 0 of each counts the rows of the batch.
+
+    Another number of rows or another capacity is another binding: bind anew, then `place` what is kept.
+    """
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """Run once more on the same state; return the outputs that are not state."""
+        """Run the first n rows on their state, n being the rows of `feeds` (1 to all); return the outputs that are not state, n rows each.
+
+        Rows behind them may be overwritten with anything finite. The returned arrays may be overwritten by the next run: copy what is kept.
+        """
+        ...
+
+    def place(self, rows: Sequence[int], source: Self, source_rows: Sequence[int]) -> None:
+        """Copy the state of `source_rows` of a binding of the same engine into `rows`, one for one, inside the backend.
+
+        `source` may be this binding where no row is in both. Of axes of different sizes (capacity) the common beginning is copied; the rest of
+        `rows` keeps what it holds.
+        """
         ...
 
 
@@ -60,96 +49,11 @@ class Engine(Protocol):
         ...
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Bound:
-        """Keep `state` (input name to output name, float32) inside the backend, zeroed, with these shapes."""
+        """Keep `state` (input name to output name, float32) inside the backend, zeroed, with these shapes.
+
+        Axes that `inputs` states as numbers take no other size. Several bindings of one engine may live at once.
+        """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """An opened engine bundle."""
-
-    manifest: Manifest
-    folder: Path
-    engines: Mapping[PartName, Engine]
-    vocabulary: Vocabulary
-    token_embeddings_VE: NDArray[np.float32]
-
-
-def bundled_engine() -> Path:
-    """The engine that ships inside the package."""
-    return Path(str(files("engines") / "bundles" / "small"))
-
-
-def read_manifest(folder: Path, *, pinned_digest: str | None = None) -> Manifest:
-    """Read and check `manifest.json` alone. Raises BundleError."""
-    path = folder / MANIFEST_NAME
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {REBUILD}")
-        raw = json.loads(path.read_bytes())
-        digest = canonical_digest(raw) if isinstance(raw, dict) else ""
-    except FileNotFoundError:
-        raise BundleError(BundleFault.MISSING_FILE, f"no engine manifest at {path}; point engine.folder at a bundle or {REBUILD}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} cannot be read: {error}; {REBUILD}") from None
-    if not isinstance(raw, dict):
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} holds no JSON object; {REBUILD}")
-    if raw.get("digest") != digest:
-        stated = str(raw.get("digest"))[:12]
-        raise BundleError(
-            BundleFault.MANIFEST_DIGEST, f"{path} was changed after export: it states digest {stated}, its content gives {digest[:12]}; {REBUILD}"
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path}: field {where}: {first['msg']}; {REBUILD}") from None
-    if pinned_digest is not None and pinned_digest != digest:
-        raise BundleError(
-            BundleFault.PINNED_DIGEST,
-            f"engine.pinned_digest is {pinned_digest[:12]}, {folder} has {digest[:12]}; deploy the pinned bundle or change the pin",
-        )
-    return manifest
-
-
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check presence, size and sha256 of every file the manifest names. Raises BundleError."""
-    specs: list[FileSpec] = [*manifest.parts.values(), *manifest.files.values()]
-    for spec in specs:
-        path = folder / spec.file
-        if not path.is_file():
-            raise BundleError(BundleFault.MISSING_FILE, f"engine file {path} is missing; copy the whole bundle again or {REBUILD}")
-        size = path.stat().st_size
-        if size != spec.size_bytes or size > MAX_PART_BYTES:
-            raise BundleError(
-                BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}"
-            )
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if digest != spec.sha256:
-            raise BundleError(
-                BundleFault.FILE_DIGEST,
-                f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}",
-            )
-
-
-def check_support(manifest: Manifest) -> None:
-    """Refuse a bundle whose conventions this code does not implement. Raises BundleError."""
-    spec = manifest.preprocess
-    ours = (CROP_SCALE, tuple(round(float(v), 6) for v in IMAGE_MEAN), tuple(round(float(v), 6) for v in IMAGE_STD))
-    theirs = (spec.crop_scale, tuple(round(v, 6) for v in spec.mean), tuple(round(v, 6) for v in spec.std))
-    if ours != theirs:
-        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle was made with preprocessing {theirs}, this version implements {ours}; {REBUILD}")
-    if manifest.forgery_types != FORGERY_TYPES:
-        raise BundleError(
-            BundleFault.UNSUPPORTED, f"the bundle knows forgery types {manifest.forgery_types}, this version {FORGERY_TYPES}; {REBUILD}"
-        )
-    if manifest.default_operating_point not in manifest.operating_points:
-        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no operating point {manifest.default_operating_point!r}; {REBUILD}")
-    optional = set() if "box" in manifest.query_levels else {"box_encoder"}
-    if missing := set(get_args(PartName)) - optional - set(manifest.parts):
-        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no part {', '.join(sorted(missing))}; {REBUILD}")
 
 
 class OrtEngine:
@@ -165,7 +69,7 @@ class OrtEngine:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own exception types are not public
             raise BundleError(
-                BundleFault.WRONG_INTERFACE, f"ONNX Runtime {ort.__version__} cannot load {path}: {_one_line(error)}; {REBUILD}"
+                BundleFault.WRONG_INTERFACE, f"ONNX Runtime {ort.__version__} cannot load {path}: {one_line(error)}; {REBUILD}"
             ) from error
         if (running := self._session.get_providers()[0]) != "CPUExecutionProvider":
             raise ProviderError(f"asked for CPUExecutionProvider, {running} runs {path.name}; install the plain onnxruntime package")
@@ -182,59 +86,67 @@ class OrtEngine:
         return dict(zip(self._output_names, self._session.run(self._output_names, dict(feeds)), strict=True))
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "OrtBound":
-        """See `Engine.bind`; input and output share one buffer, so a step copies no cache."""
+        """See `Engine.bind`."""
         return OrtBound(self._session, state, shapes, [name for name in self._output_names if name not in state.values()])
 
 
 class OrtBound:
-    """An ONNX Runtime session with its state bound in place."""
+    """An ONNX Runtime session with its state bound in place: past and present share one buffer, so a step copies no cache.
+
+    All buffers are memory that NumPy and the runtime share, and stay bound from run to run while the shapes of the feeds stay the same.
+    """
 
     def __init__(self, session: ort.InferenceSession, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], returned: list[str]) -> None:
-        self._session, self._returned = session, returned
-        self._binding = session.io_binding()
-        self._kept = {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shapes[name], np.float32)) for name in state}
-        for name, output in state.items():
-            self._binding.bind_ortvalue_input(name, self._kept[name])
-            self._binding.bind_ortvalue_output(output, self._kept[name])
+        self._session, self._state, self._returned = session, state, returned
+        self._kept = {name: np.zeros(shapes[name], np.float32) for name in state}
+        self._fed: dict[str, NDArray[Any]] = {}
+        self._given: dict[str, NDArray[Any]] = {}
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """See `Bound.run`."""
+        if {name: array.shape for name, array in feeds.items()} != {name: array.shape for name, array in self._fed.items()}:
+            return self._bind_and_run(feeds)
         for name, array in feeds.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            self._fed[name][...] = array
+        self._session.run_with_iobinding(self._binding)
+        return dict(self._given)
+
+    def _bind_and_run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run on feeds of other shapes than before; the runtime allocates what it returns, which is bound for the runs that follow."""
+        self._fed = {name: np.array(array, order="C") for name, array in feeds.items()}
+        rows = len(next(iter(self._fed.values())))
+        self._binding = self._session.io_binding()
+        for name, array in self._fed.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, output in self._state.items():
+            shared = ort.OrtValue.ortvalue_from_numpy(self._kept[name][:rows])
+            self._binding.bind_ortvalue_input(name, shared)
+            self._binding.bind_ortvalue_output(output, shared)
         for name in self._returned:
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
-        values = self._binding.get_outputs()  # in the order they were first bound: state, then what is returned
-        return {name: value.numpy() for name, value in zip(self._returned, values[len(self._kept) :], strict=True)}
+        values = self._binding.get_outputs()[len(self._state) :]  # in the order they were bound
+        for name, value in zip(self._returned, values, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+        self._given = {name: value.numpy() for name, value in zip(self._returned, values, strict=True)}
+        return dict(self._given)
+
+    def place(self, rows: Sequence[int], source: "OrtBound", source_rows: Sequence[int]) -> None:
+        """See `Bound.place`."""
+        place_rows(self._kept, rows, source._kept, source_rows)
 
 
-def _one_line(error: Exception) -> str:
-    """What a library says, short."""
-    return " ".join(str(error).split())[:200]
+def place_rows(
+    kept: Mapping[str, NDArray[np.float32]], rows: Sequence[int], source: Mapping[str, NDArray[np.float32]], source_rows: Sequence[int]
+) -> None:
+    """`Bound.place` for states that NumPy can write."""
+    for name, target in kept.items():
+        common = tuple(slice(min(sizes)) for sizes in zip(target.shape[1:], source[name].shape[1:], strict=True))
+        for row, source_row in zip(rows, source_rows, strict=True):
+            target[row][common] = source[name][source_row][common]
 
 
 def _dtype(onnx_type: str) -> str:
     """'tensor(float)' to 'float32'."""
     inner = onnx_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
-
-
-def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = None) -> Bundle:
-    """Check everything, then load every part. Blocks for about a second. Raises BundleError, ProviderError."""
-    manifest = read_manifest(folder, pinned_digest=pinned_digest)
-    verify_files(folder, manifest)
-    check_support(manifest)
-    engines: dict[PartName, Engine] = {name: OrtEngine(folder / part.file, part, threads=threads) for name, part in manifest.parts.items()}
-    try:
-        vocabulary = Vocabulary(Tokenizer.from_file(str(folder / manifest.files["tokenizer"].file)))
-        embeddings = load_file(folder / manifest.files["token_embeddings"].file)["token_embeddings"].astype(np.float32)
-    except Exception as error:  # both libraries raise exceptions of their own, tokenizers the bare class
-        raise BundleError(
-            BundleFault.WRONG_INTERFACE, f"tokenizer or token embeddings of {folder} are unusable: {_one_line(error)}; {REBUILD}"
-        ) from error
-    if embeddings.shape != (manifest.decoder.vocab_size, manifest.decoder.width):
-        raise BundleError(
-            BundleFault.WRONG_INTERFACE,
-            f"token embeddings are {embeddings.shape}, the manifest states {(manifest.decoder.vocab_size, manifest.decoder.width)}; {REBUILD}",
-        )
-    return Bundle(manifest, folder, engines, vocabulary, embeddings)

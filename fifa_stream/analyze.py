@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.analyzer import Analyzer, ExplainPolicy
-from engines.runtime import bundled_engine, open_bundle
+from engines.bundle import bundled_engine, open_bundle
 from fifa_stream.decode import DecodeLimits
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
 from fifa_stream.page import PageEntry, write_page

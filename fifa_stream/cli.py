@@ -1,42 +1,17 @@
 """`fifa-stream`: parses, builds the settings, calls. No import at the top that `--help` would have to wait for."""
 
-import contextlib
 import enum
-import os
-import sys
-import threading
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fifa_stream import engine_cli
+from fifa_stream.exits import ExitCode, clear_errors, end, leave
 
 if TYPE_CHECKING:
     from fifa_stream.config import Settings
     from fifa_stream.records import Query
-
-
-class ExitCode(enum.IntEnum):
-    """Every status the program ends with; the second value is its meaning."""
-
-    meaning: str
-
-    def __new__(cls, status: int, meaning: str) -> "ExitCode":
-        """A number that carries its meaning."""
-        member = int.__new__(cls, status)
-        member._value_ = status
-        member.meaning = meaning
-        return member
-
-    OK = 0, "Done. `run`: stopped by a signal, everything in flight answered and committed."
-    SOME_FAILED = 1, "`analyze`: an image has no verdict. `send`: an image was not sent. `demo`: what was got is not what was expected."
-    USAGE = 2, "An option, a setting or the settings file is wrong."
-    BROKER = 3, "The broker cannot be reached, refuses, or lacks a topic."
-    ENGINE = 4, "The engine bundle is missing, damaged, not the pinned one, or cannot run here."
-    STOPPED = 70, "`run` stopped itself before a commit: a delivery failed, or an error that no record explains. Nothing is lost; restart it."
-    DRAIN_TIMEOUT = 75, "`run` could not finish within `runtime.drain_timeout_s`; the rest is answered again after a restart."
-    ABORTED = 130, "A second signal; what was in flight is answered again after a restart."
 
 
 class Explain(enum.StrEnum):
@@ -54,9 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-engine_app = typer.Typer(help="Look at engine bundles.", no_args_is_help=True)
 topics_app = typer.Typer(help="Make the topics.", no_args_is_help=True)
-app.add_typer(engine_app, name="engine")
+app.add_typer(engine_cli.app, name="engine")
 app.add_typer(topics_app, name="topics")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
@@ -68,7 +42,7 @@ BoxOption = Annotated[str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", h
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Serve: frames in, verdicts out, until SIGTERM."""
-    with _clear_errors():
+    with clear_errors():
         import logging
 
         from fifa_stream.runner import Outcome, load_pipeline, serve
@@ -80,7 +54,7 @@ def run(config: ConfigOption = None) -> None:
         logging.getLogger("fifa_stream").info("settings: %s", settings.masked_json())
         outcome = serve(settings, lambda: load_pipeline(settings))
         ends = {Outcome.DRAINED: ExitCode.OK, Outcome.DRAIN_TIMEOUT: ExitCode.DRAIN_TIMEOUT, Outcome.ABORTED: ExitCode.ABORTED}
-        _exit(ends[outcome])
+        leave(ends[outcome])
 
 
 @app.command()
@@ -95,7 +69,7 @@ def send(
     config: ConfigOption = None,
 ) -> None:
     """Put images on the frames topic."""
-    with _clear_errors():
+    with clear_errors():
         query = _query(region, box)
         from fifa_stream.send import send_images
 
@@ -119,7 +93,7 @@ def analyze(
     engine: EngineOption = None,
 ) -> None:
     """Judge images without a broker."""
-    with _clear_errors():
+    with clear_errors():
         query = _query(region, box)
         from fifa_stream.analyze import analyze_paths
 
@@ -132,38 +106,10 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page goes.")] = Path("demo-out"),
 ) -> None:
     """Run the whole path on this machine: embedded broker, stream, verdicts, page."""
-    with _clear_errors():
+    with clear_errors():
         from fifa_stream.demo import run_demo
 
         raise typer.Exit(run_demo(frames, out))
-
-
-@engine_app.command("inspect")
-def engine_inspect(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Engine bundle; default: the one in the package.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
-) -> None:
-    """Check every file of a bundle against its manifest, and say what it is."""
-    with _clear_errors():
-        from engines.runtime import bundled_engine, read_manifest, verify_files
-
-        where = folder or bundled_engine()
-        manifest = read_manifest(where)
-        verify_files(where, manifest)
-        if as_json:
-            typer.echo(manifest.model_dump_json(indent=2))
-            return
-        files = [*manifest.parts.items(), *manifest.files.items()]
-        point = manifest.operating_points[manifest.default_operating_point]
-        lines = [
-            f"{manifest.name} {manifest.version}, {manifest.precision}, {manifest.backend}, manifest {manifest.digest}",
-            f"operating point {point.name}: fake from {point.fake_at:g}, real below {point.real_below:g}, explained from {point.explain_at:g}",
-            f"calibration {manifest.calibration.method}, fitted on {manifest.calibration.fitted_on}",
-            *(f"{name} {spec.size_bytes / 1e6:.2f} MB sha256 ok {spec.sha256}" for name, spec in files),
-            *(f"licence of {name}: {text}" for name, text in manifest.licences.items()),
-            *(f"{name} {value:g}" for name, value in manifest.metrics.items()),
-        ]
-        typer.echo("\n".join(lines))
 
 
 @topics_app.command("create")
@@ -174,7 +120,7 @@ def topics_create(
     config: ConfigOption = None,
 ) -> None:
     """Make the frames, verdicts and dead-letters topics; existing ones stay as they are."""
-    with _clear_errors():
+    with clear_errors():
         from fifa_stream.cluster import create_topics
 
         kafka = _load(config).kafka
@@ -247,63 +193,17 @@ def _load(config: Path | None) -> "Settings":
 def _query(region: str | None, box: str | None) -> "Query | None":
     """Read the two options that ask about an area; RecordError for a text that is no question ends the program with USAGE."""
     if region is not None and box is not None:
-        _end(ExitCode.USAGE, f"--region {region!r} and --box {box!r} are two questions; ask one")
+        end(ExitCode.USAGE, f"--region {region!r} and --box {box!r} are two questions; ask one")
     if region is not None and "," in region:
-        _end(ExitCode.USAGE, f"--region {region!r} is not a name such as right_cheek; a box goes to --box")
+        end(ExitCode.USAGE, f"--region {region!r} is not a name such as right_cheek; a box goes to --box")
     if box is not None and "," not in box:
-        _end(ExitCode.USAGE, f"--box {box!r} is not four numbers x0,y0,x1,y1; a name goes to --region")
+        end(ExitCode.USAGE, f"--box {box!r} is not four numbers x0,y0,x1,y1; a name goes to --region")
     text, option = (region, "--region") if box is None else (box, "--box")
     if text is None:
         return None
     from fifa_stream.records import parse_query
 
     return parse_query(text, source=option)
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """An expected error is one line on standard error and its exit status; anything else is shown with its traceback and ends with STOPPED."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-        status = next((status for status, kinds in EXPECTED_ERRORS.items() if names & kinds), None)
-        if status is None:
-            traceback.print_exc()
-            _exit(ExitCode.STOPPED)
-        _end(status, " ".join(str(error).split()))
-
-
-def _end(status: ExitCode, message: str) -> NoReturn:
-    typer.echo(f"fifa-stream: {message}", err=True)
-    _exit(status)
-
-
-def _exit(status: ExitCode) -> NoReturn:
-    if any(thread.name == "inference" for thread in threading.enumerate()):
-        # It may be inside native code, which does not survive an orderly interpreter shutdown.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise typer.Exit(status)
-
-
-EXPECTED_ERRORS = {
-    ExitCode.SOME_FAILED: {"fifa_stream.send.SendError", "fifa_stream.demo.DemoError"},
-    ExitCode.USAGE: {
-        "fifa_stream.config.ConfigError",
-        "fifa_stream.records.RecordError",
-        "fifa_stream.telemetry.PortTaken",
-        "fifa_stream.consume.CodecMissing",
-        "fifa_stream.embedded.EmbeddedBrokerError",
-    },
-    ExitCode.BROKER: {"fifa_stream.cluster.BrokerError", "fifa_stream.produce.TopicError"},
-    ExitCode.ENGINE: {"engines.contracts.EngineError"},
-    ExitCode.STOPPED: {"fifa_stream.produce.DeliveryError", "fifa_stream.runner.ProcessingError", "kafka.errors.KafkaError"},
-}
-"""By home and name, so that a command imports nothing only to name its errors."""
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from PIL import Image
 
 from engines import fict
 from engines.analyzer import ExplainPolicy
+from engines.bundle import Bundle
 from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
 from engines.preprocess import Crop
-from engines.runtime import Bundle
 from fifa_stream.decode import DecodeLimits, Frame, decode_image
 from fifa_stream.detect import DetectLimits, Face, FaceDetector, FoundFaces
 from fifa_stream.records import (
@@ -57,9 +57,14 @@ class FaceAnalyzer(Protocol):
         ...
 
     def analyze(
-        self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[ExplainPolicy], queries: Sequence[AreaQuery | None] | None = None
+        self,
+        crops_BHWC: NDArray[np.uint8],
+        *,
+        explain: Sequence[ExplainPolicy],
+        queries: Sequence[AreaQuery | None] | None = None,
+        seconds_left: Sequence[float | None] | None = None,
     ) -> list[Analysis]:
-        """Judge a batch of face crops; one policy per face, and one question or None."""
+        """Judge a batch of face crops; one policy per face, one question or None, and the seconds that its texts may take."""
         ...
 
     def label(self, fake_score: float) -> Label:
@@ -87,7 +92,7 @@ class EncodedImage:
     """As declared; checked against the bytes."""
     is_crop: bool = False
     deadline_ms: int | None = None
-    """Unix time; faces judged later are neither explained nor asked."""
+    """Unix time; faces judged later are neither explained nor asked, and a text that meets it ends at its last whole sentence."""
     query: Query | None = None
     input: InputCoordinates | None = None
     """Which record it came in; None without a broker."""
@@ -170,7 +175,8 @@ class FramePipeline:
             return error
         decoded = self._clock_s()
         found = self._detector.whole(frame.image_HWC) if image.is_crop else self._detector.detect(frame.image_HWC)
-        is_late = image.deadline_ms is not None and self._unix_time_s() * 1000 > image.deadline_ms
+        left_s = self._seconds_left(image)
+        is_late = left_s is not None and left_s < 0
         timings_ms = {"decode": (decoded - start) * 1000, "detect": (self._clock_s() - decoded) * 1000, "analyze": 0.0}
         asked, notes = self._ask(image.query, found.faces, frame.image_HWC.shape[:2], is_late)
         return _Open(image, frame, found, is_late, asked, notes, timings_ms)
@@ -213,11 +219,15 @@ class FramePipeline:
                 np.stack([face.crop.image_HWC for _, face, _ in batch]),
                 explain=[self._policy(item, face) for item, face, _ in batch],
                 queries=[asked for _, _, asked in batch],
+                seconds_left=[self._seconds_left(item.image) for item, _, _ in batch],
             )
             share_ms = (self._clock_s() - start) * 1000 / len(batch)
             for (item, _, _), analysis in zip(batch, analyses, strict=True):
                 item.analyses.append(analysis)
                 item.timings_ms["analyze"] += share_ms
+
+    def _seconds_left(self, image: EncodedImage) -> float | None:
+        return None if image.deadline_ms is None else image.deadline_ms / 1000 - self._unix_time_s()
 
     def _policy(self, item: _Open, face: Face) -> ExplainPolicy:
         if item.is_late or (self._limits.explain == "auto" and not face.quality.passed):
@@ -265,12 +275,17 @@ class FramePipeline:
             reason = "the face is not fit to be judged" if not face.quality.passed else "explanations are off or the deadline has passed"
             notes.append(Note(code=NoteCode.NOT_EXPLAINED, message=f"{reason}: scored only"))
         if explanation is not None and explanation.truncated:
-            notes.append(Note(code=NoteCode.EXPLANATION_TRUNCATED, message="the length limit was reached; the text ends at the last whole sentence"))
+            notes.append(
+                Note(
+                    code=NoteCode.EXPLANATION_TRUNCATED,
+                    message="the length limit or the deadline was reached; the text ends at the last whole sentence",
+                )
+            )
         if analysis.answer is not None and analysis.answer.explanation.truncated:
             notes.append(
                 Note(
                     code=NoteCode.EXPLANATION_TRUNCATED,
-                    message="the answer to the query reached the length limit; it ends at its last whole sentence",
+                    message="the answer to the query reached the length limit or the deadline; it ends at its last whole sentence",
                 )
             )
         probs = {name: round(float(p), 6) for name, p in zip(FORGERY_TYPES, analysis.type_probs, strict=True)}

@@ -455,7 +455,7 @@ def load_pipeline(settings: Settings) -> FrameProcessor:
     """Open the engine bundle and build what turns frames into verdicts. Raises EngineError."""
     # Imported here: the loop itself needs no inference runtime, and toys run without one.
     from engines.analyzer import Analyzer
-    from engines.runtime import bundled_engine, open_bundle
+    from engines.bundle import bundled_engine, open_bundle
     from fifa_stream.decode import DecodeLimits
     from fifa_stream.detect import DetectLimits
     from fifa_stream.infer import FramePipeline, PipelineLimits

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from engines import fict
+from engines.bundle import Bundle
 from engines.contracts import (
     FORGERY_TYPES,
     Analysis,
@@ -39,7 +40,7 @@ from engines.contracts import (
 )
 from engines.face_detector import STRIDE
 from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
-from engines.runtime import Bound, Bundle
+from engines.runtime import Bound
 from fifa_stream.config import load
 from fifa_stream.consume import Partition, Rebalance
 from fifa_stream.produce import DeliveryError
@@ -356,8 +357,8 @@ class ToyDetector:
         return grids
 
     def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Bound:
-        """A detector has no state to keep: it is its own bound form."""
-        return self
+        """A detector has no state to keep. Raises NotImplementedError."""
+        raise NotImplementedError("a face detector keeps no state; call run")
 
 
 def toy_bundle() -> Bundle:
@@ -379,8 +380,15 @@ class ToyAnalyzer:
             return Label.FAKE
         return Label.REAL if fake_score < self.operating_point.real_below else Label.INCONCLUSIVE
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str], queries: Sequence[AreaQuery | None] | None = None) -> list[Analysis]:
-        """One analysis per crop; the mask is the upper half. An asked region is the upper half as well, an asked box is itself."""
+    def analyze(
+        self,
+        crops_BHWC: NDArray[np.uint8],
+        *,
+        explain: Sequence[str],
+        queries: Sequence[AreaQuery | None] | None = None,
+        seconds_left: Sequence[float | None] | None = None,
+    ) -> list[Analysis]:
+        """One analysis per crop, at once, whatever time is left; the mask is the upper half. An asked region is that as well, an asked box itself."""
         analyses = []
         for crop_HWC, policy, query in zip(crops_BHWC, explain, queries or [None] * len(crops_BHWC), strict=True):
             score = float(crop_HWC.mean()) / 255

@@ -3,7 +3,6 @@
 Two steps, because calibration is fitted on the scores of the very graphs that will serve: `write_parts`, then `seal` with what was measured.
 """
 
-import json
 import platform
 import shutil
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ import onnx
 import torch
 from safetensors.numpy import save
 
-from engines.contracts import FORGERY_TYPES, MANIFEST_SCHEMA, Calibration, FileSpec, Manifest, OperatingPoint, PartName, PartSpec, canonical_digest
-from engines.export import Precision, export_part, file_spec, round_half, write_part
+from engines.bundle import file_spec, seal_manifest
+from engines.contracts import FORGERY_TYPES, MANIFEST_SCHEMA, Calibration, FileSpec, Manifest, OperatingPoint, PartName, PartSpec
+from engines.export import Precision, export_part, round_half, write_part
 from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
 from trainer.config import ModelConfig
 from trainer.model import FiFaMLLM
@@ -61,7 +61,7 @@ def write_parts(model: FiFaMLLM, detector: onnx.ModelProto, tokenizer: Path, out
             DecoderPart(model.language, config),
             out / "decoder.onnx",
             example=(torch.randn(2, 3, config.lm_width), torch.arange(3).expand(2, 3).contiguous(), past),
-            dynamic=({0: "batch", 1: "length"}, {0: "batch", 1: "length"}, [{0: "batch"} for _ in names]),
+            dynamic=({0: "batch", 1: "length"}, {0: "batch", 1: "length"}, [{0: "batch", 2: "capacity"} for _ in names]),
             input_names=["inputs_embeds", "positions", *(f"past_{name}" for name in names)],
             output_names=["logits", "hidden", *(f"present_{name}" for name in names)],
             precision=precision,
@@ -151,10 +151,7 @@ def seal(out: Path, draft: Mapping[str, Any]) -> Manifest:
     body = dict(draft)
     files: dict[str, FileSpec] = {key: file_spec(out / name) for key, name in FILES.items() if (out / name).is_file()}
     body["files"] = {key: spec.model_dump(mode="json") for key, spec in files.items()}
-    body = json.loads(Manifest.model_validate({**body, "digest": "0" * 64}).model_dump_json())
-    body["digest"] = canonical_digest(body)
-    (out / "manifest.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-    return Manifest.model_validate(body)
+    return seal_manifest(out, Manifest.model_validate({**body, "digest": "0" * 64}))
 
 
 def score_histogram(scores: np.ndarray) -> list[float]:

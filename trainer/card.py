@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.bundle import read_manifest
 from engines.contracts import Manifest
-from engines.runtime import read_manifest
 from trainer.bundle import seal
 from trainer.fifa_bench.report import as_markdown
 

@@ -321,14 +321,27 @@ def export(
     name: str = "fifa-small",
     bundle_version: Annotated[str, typer.Option("--bundle-version")] = "1",
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how weights are stored.")] = "fp16",
+    acceptance: Annotated[
+        Path | None, typer.Option(help="Folder for the acceptance pack: crops and what the checkpoint says of them, for `fifa-stream engine build`.")
+    ] = None,
+    bundle: Annotated[bool, typer.Option(help="--no-bundle leaves the bundle in --out as it is and writes the acceptance pack alone.")] = True,
     threads: ThreadsOption = 0,
 ) -> None:
     """Checkpoint to a sealed engine bundle: graphs, calibration and operating points from the select and calibrate parts, manifest."""
+    from engines.bundle import open_bundle
+    from trainer.acceptance_pack import acceptance_pack
     from trainer.pipeline import export_bundle
 
+    if not bundle and acceptance is None:
+        raise typer.BadParameter("without a bundle nothing is left to write; give --acceptance", param_hint="--no-bundle")
     _set_threads(threads)
-    manifest = export_bundle(_faces(data), run / "model", out, name=name, version=bundle_version, precision=precision)
-    typer.echo(f"{out}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}")
+    faces = _faces(data)
+    if bundle:
+        manifest = export_bundle(faces, run / "model", out, name=name, version=bundle_version, precision=precision)
+        typer.echo(f"{out}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}")
+    if acceptance is not None:
+        pack = acceptance_pack(faces, open_bundle(out, threads=threads), run / "model", acceptance)
+        typer.echo(f"{acceptance}: {pack.num_judged} crops to judge, {pack.num_explained} explained, digest {pack.digest[:12]}")
 
 
 @app.command()
@@ -373,7 +386,7 @@ def evaluate(
     if out is not None:
         write_report(tables, out)
     if seal:
-        from engines.runtime import bundled_engine
+        from engines.bundle import bundled_engine
         from trainer.card import write_card
 
         manifest = write_card(engine or bundled_engine(), tables)
@@ -388,7 +401,7 @@ def _evaluate_engine(
     from typing import cast, get_args
 
     from engines.analyzer import Analyzer
-    from engines.runtime import bundled_engine, open_bundle
+    from engines.bundle import bundled_engine, open_bundle
     from trainer.calibrate import of_part
     from trainer.evaluate import build_bench, evaluate_engine, robustness_table
     from trainer.faces import Part
@@ -430,7 +443,7 @@ def probe(
 ) -> None:
     """The label-shuffle probe: what annotations say of each image beyond the habits of its set and family, as JSON."""
     from engines.analyzer import Analyzer
-    from engines.runtime import bundled_engine, open_bundle
+    from engines.bundle import bundled_engine, open_bundle
     from trainer.label_probe import probe_annotations
 
     analyzer = Analyzer(open_bundle(engine or bundled_engine(), threads=threads))

@@ -3,7 +3,7 @@
 `TorchEngine` is the reference that every other backend is compared with; the analyzer runs over it unchanged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from engines.contracts import PartName, TensorSpec
-from engines.runtime import Arrays
+from engines.runtime import Arrays, place_rows
 from trainer.config import ModelConfig
 from trainer.model import FaceEncoder, FiFaMLLM, MaskDecoder, Projector
 
@@ -120,9 +120,19 @@ class TorchBound:
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """See `engines.runtime.Bound.run`."""
-        out = self._engine.run({**feeds, **self._kept})
-        self._kept = {name: out.pop(output) for name, output in self._state.items()}
+        rows = len(next(iter(feeds.values())))
+        out = self._engine.run({**feeds, **{name: array[:rows] for name, array in self._kept.items()}})
+        for name, output in self._state.items():
+            present = out.pop(output)
+            if rows == len(self._kept[name]):
+                self._kept[name] = present
+            else:
+                self._kept[name][:rows] = present
         return out
+
+    def place(self, rows: Sequence[int], source: "TorchBound", source_rows: Sequence[int]) -> None:
+        """See `engines.runtime.Bound.place`."""
+        place_rows(self._kept, rows, source._kept, source_rows)
 
 
 def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
@@ -131,7 +141,7 @@ def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
     def floats(*names: str) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name=name, dtype="float32", shape=("batch",)) for name in names)
 
-    caches = cache_names(model.config)
+    caches = tuple(TensorSpec(name=f"past_{n}", dtype="float32", shape=("batch", "heads", "capacity", "head_dim")) for n in cache_names(model.config))
     positions = TensorSpec(name="positions", dtype="int64", shape=("batch", "length"))
     return {
         "encoder": TorchEngine(
@@ -141,8 +151,8 @@ def torch_engines(model: FiFaMLLM) -> dict[PartName, TorchEngine]:
         ),
         "decoder": TorchEngine(
             DecoderPart(model.language, model.config),
-            (*floats("inputs_embeds"), positions, *floats(*(f"past_{name}" for name in caches))),
-            floats("logits", "hidden", *(f"present_{name}" for name in caches)),
+            (*floats("inputs_embeds"), positions, *caches),
+            floats("logits", "hidden", *(f"present_{name}" for name in cache_names(model.config))),
             packs_past=True,
         ),
         "mask_decoder": TorchEngine(

@@ -3,22 +3,21 @@
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 
 from engines.analyzer import Analyzer
-from engines.contracts import Manifest, PartName
-from engines.export import Precision, round_module
-from engines.runtime import Bundle, Engine, bundled_engine, open_bundle
+from engines.bundle import Bundle, bundled_engine, open_bundle
+from engines.contracts import Manifest
+from engines.export import Precision
+from trainer.acceptance_pack import reference_bundle
 from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
 from trainer.calibrate import FITTED_PARTS, calibrate, of_part, score_faces
 from trainer.checkpoint import load_model
 from trainer.faces import Face
 from trainer.parity import parity_table
-from trainer.parts import torch_engines
 from trainer.pretrained import centerface
 
 PARITY_FACES = 100
@@ -63,12 +62,7 @@ def _parity(bundle: Bundle, analyzer: Analyzer, checkpoint: Path, faces: Sequenc
     rng = np.random.default_rng(0)
     sample = [faces[i] for i in rng.permutation(len(faces))[:PARITY_FACES]]
     found = []
-    for rounds in (True, False):
-        model, _ = load_model(checkpoint)
-        table = model.language.model.embed_tokens.weight.detach().numpy().copy()
-        if rounds:
-            round_module(model)
-            table = bundle.token_embeddings_VE
-        engines: dict[PartName, Engine] = {**torch_engines(model), "face_detector": bundle.engines["face_detector"]}
-        found.append(parity_table(analyzer, Analyzer(replace(bundle, engines=engines, token_embeddings_VE=table)), sample))
+    for rounded in (True, False):
+        reference = Analyzer(reference_bundle(bundle, checkpoint, rounded=rounded))
+        found.append(parity_table(analyzer, reference, sample))
     return found[0], found[1]

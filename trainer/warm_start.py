@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from engines.runtime import read_manifest, verify_files
+from engines.bundle import read_manifest, verify_files
 from trainer.bundle import write_encoder
 from trainer.model import FiFaMLLM
 

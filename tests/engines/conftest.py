@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.analyzer import Analyzer
+from engines.bundle import Bundle, open_bundle
 from engines.export import round_module
 from engines.prompts import Vocabulary
-from engines.runtime import Bundle, open_bundle
 from trainer.bundle import draft_manifest, seal, write_parts
 from trainer.config import tiny
 from trainer.model import FiFaMLLM

@@ -1,6 +1,6 @@
 """The composition over the torch parts and over the exported graphs: parity, batching, policies, and one mask for each [SEG]."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines import analyzer as analyzer_module
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
+from engines.bundle import Bundle
 from engines.contracts import Analysis, AreaQuery, BundleError, BundleFault, Label, OperatingPoint
-from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, parse_markup
-from engines.runtime import Bundle
+from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, cache_names
 
@@ -27,31 +26,43 @@ class Script:
 
     def __init__(self, bundle: Bundle, answers: list[list[int]], prompt_tokens: int) -> None:
         self.inputs, self.outputs = bundle.engines["decoder"].inputs, bundle.engines["decoder"].outputs
-        self._spec, self._answers, self._first = bundle.manifest.decoder, answers, bundle.manifest.decoder.num_prefix_tokens + prompt_tokens
-        self._eos = bundle.vocabulary.ids[EOS]
-        self.rows: list[int] = []
-        """Which answer each row of the batch writes, as the prefill said."""
+        self.spec, self.answers, self.first = bundle.manifest.decoder, answers, bundle.manifest.decoder.num_prefix_tokens + prompt_tokens
+        self.eos = bundle.vocabulary.ids[EOS]
         self.steps: list[int] = []
         """Rows of every run."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        positions = feeds["positions"]
+        raise NotImplementedError
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "BoundScript":
+        ((rows, _, _, _),) = set(shapes.values())
+        return BoundScript(self, rows)
+
+
+class BoundScript:
+    """Remembers which answer each row writes, as the prefill said."""
+
+    def __init__(self, script: Script, rows: int) -> None:
+        self._script, self._rows = script, [0] * rows
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        script, positions = self._script, feeds["positions"]
         if positions.shape[1] > 1:
-            self.rows = [int(value) for value in feeds["inputs_embeds"][:, 0, 0]]
-        self.steps.append(len(self.rows))
-        logits = np.zeros((*positions.shape, self._spec.vocab_size), np.float32)
-        hidden = np.zeros((*positions.shape, self._spec.width), np.float32)
-        logits[:, :, self._eos] = -1.0  # where its wish is blocked it goes on with any word
+            self._rows[: len(positions)] = [int(value) for value in feeds["inputs_embeds"][:, 0, 0]]
+        script.steps.append(len(positions))
+        logits = np.zeros((*positions.shape, script.spec.vocab_size), np.float32)
+        hidden = np.zeros((*positions.shape, script.spec.width), np.float32)
+        logits[:, :, script.eos] = -1.0  # where its wish is blocked it goes on with any word
         for row, column in np.ndindex(*positions.shape):
-            answer, step = self._answers[self.rows[row]], int(positions[row, column]) - self._first + 1
+            answer, step = script.answers[self._rows[row]], int(positions[row, column]) - script.first + 1
             if step >= 0:
                 logits[row, column, answer[min(step, len(answer) - 1)]] = 9.0
-            hidden[row, column, :2] = self.rows[row], step - 1
+            hidden[row, column, :2] = self._rows[row], step - 1
         return {"logits": logits, "hidden": hidden}
 
-    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "Script":
-        assert all(shape[0] == next(iter(shapes.values()))[0] for shape in shapes.values())
-        return self
+    def place(self, rows: Sequence[int], source: "BoundScript", source_rows: Sequence[int]) -> None:
+        for row, source_row in zip(rows, source_rows, strict=True):
+            self._rows[row] = source._rows[source_row]
 
 
 def scripted(bundle: Bundle, answers: list[str], tokens: list[list[int]] | None = None) -> tuple[Analyzer, Script, list[list[int]]]:
@@ -181,17 +192,21 @@ def test_a_face_that_its_score_calls_real_is_told_clean(reference: Bundle, crops
     assert max(script.steps) == 2, "nothing is decoded for it"
 
 
-def test_order_is_kept_beyond_one_round_of_decoding(reference: Bundle, crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analyzer_module, "MAX_EXPLAIN_ROWS", 2)
-    analyzer, script, _ = scripted(reference, [f"Face {number} and the <p> mouth </p> [SEG] of it." for number in range(5)])
-    encoded = analyzer.encode(crops(5)) | {"prefix_embeds": prefixes(reference, [0, 1, 2, 3, 4])}
-    explanations = analyzer.explain(encoded, crops(5), [4, 0, 3, 1, 2])
+def test_order_is_kept_with_more_faces_than_slots(reference: Bundle, crops: Crops) -> None:
+    many, script, _ = scripted(reference, [f"Face {number}{' and' * number} the <p> mouth </p> [SEG] of it." for number in range(5)])
+    encoded = many.encode(crops(5)) | {"prefix_embeds": prefixes(reference, [0, 1, 2, 3, 4])}
+    explanations = Analyzer(many._bundle, slots=2).explain(encoded, crops(5), [4, 0, 3, 1, 2])
     assert [explanation.text[:6] for explanation in explanations] == ["Face 4", "Face 0", "Face 3", "Face 1", "Face 2"]
     assert max(script.steps) == 2
-    monkeypatch.undo()
-    for one, other in zip(explanations, analyzer.explain(encoded, crops(5), [4, 0, 3, 1, 2]), strict=True):
+    for one, other in zip(explanations, many.explain(encoded, crops(5), [4, 0, 3, 1, 2]), strict=True):
         assert one.text == other.text
         np.testing.assert_allclose(one.evidence[0].mask_probability_HW, other.evidence[0].mask_probability_HW, atol=1e-6)
+
+
+def test_explanations_and_answers_of_a_batch_are_decoded_together(reference: Bundle, crops: Crops) -> None:
+    analyzer, script, _ = scripted(reference, ["The <p> nose </p> [SEG] is soft."])
+    analyzer.analyze(crops(3), explain=["always"] * 3, queries=["nose", None, (0.0, 0.0, 14.0, 14.0)])
+    assert max(script.steps) == 5
 
 
 def test_an_answer_that_never_ends_is_cut_at_its_last_sentence_with_its_evidence(reference: Bundle, crops: Crops) -> None:
@@ -213,6 +228,45 @@ def test_a_decoder_that_wants_bare_segs_cannot_shift_the_masks(reference: Bundle
     (answer,) = analyzer.decode(prefixes(reference, [0]), "age")
     _, spans = parse_markup(vocabulary.markup(answer.ids))
     assert len(spans) == len(answer.seg_embeds) == 1
+
+
+class Clock:
+    """Shows the next of the given times with each look, at last the last again and again."""
+
+    def __init__(self, *times_s: float) -> None:
+        self._times_s = list(times_s)
+
+    def __call__(self) -> float:
+        return self._times_s.pop(0) if len(self._times_s) > 1 else self._times_s[0]
+
+
+def test_a_face_whose_time_is_up_is_scored_and_the_others_explained(reference: Bundle, crops: Crops) -> None:
+    analyzer, script, _ = scripted(reference, ["The <p> mouth </p> [SEG] is soft."])
+    late, timely, unhurried = analyzer.analyze(crops(3), explain=["always"] * 3, seconds_left=[-1.0, 1e6, None])
+    assert late.explanation is None and late.fake_score > 0
+    assert all(one.explanation is not None and len(one.explanation.evidence) == 1 for one in (timely, unhurried))
+    assert max(script.steps) == 2, "nothing is decoded for it"
+
+
+def test_a_query_whose_time_is_up_is_answered_by_localisation(reference: Bundle, crops: Crops) -> None:
+    analyzer, _, _ = scripted(reference, ["The <p> nose </p> [SEG] is soft."])
+    ((late,), (timely,)) = (analyzer.analyze(crops(1), explain=["never"], queries=["nose"], seconds_left=[left]) for left in (-1.0, None))
+    assert late.answer is not None and timely.answer is not None
+    assert late.answer.tampered_probability == timely.answer.tampered_probability
+    assert late.answer.explanation.truncated and late.answer.explanation.text == parse_markup(loc_answer(late.answer.tampered, "region", "nose"))[0]
+
+
+@pytest.mark.parametrize("steps", range(30))
+def test_a_deadline_at_any_token_leaves_whole_sentences_with_their_masks(reference: Bundle, crops: Crops, steps: int) -> None:
+    said = "The <p> mouth </p> [SEG] is soft. The <p> left iris </p> [SEG] is flat. The nose is."
+    many, _, _ = scripted(reference, [said])
+    clock = Clock(0.0, 0.0, *[0.5] * steps, 2.0)
+    (analysis,) = Analyzer(many._bundle, clock_s=clock).analyze(crops(1), explain=["always"], seconds_left=[1.0])
+    explanation = analysis.explanation
+    assert explanation is not None and said.startswith(explanation.markup) and explanation.markup[-1:] in ("", ".")
+    assert explanation.truncated or explanation.markup == said
+    assert len(explanation.evidence) == explanation.markup.count(SEG)
+    assert all(explanation.text[slice(*item.char_span)] == item.phrase for item in explanation.evidence)
 
 
 def test_last_whole_sentence_may_be_none() -> None:
@@ -308,7 +362,7 @@ def test_only_faces_with_a_query_are_answered(analyzer: Analyzer, crops: Crops) 
 
 def test_an_answer_about_a_region_names_nothing_outside_it(reference: Bundle, crops: Crops) -> None:
     analyzer, _, _ = scripted(reference, ["The <p> left iris </p> [SEG] is flat."])
-    analyzer._bundle.engines["decoder"]._first = (  # type: ignore[attr-defined]
+    analyzer._bundle.engines["decoder"].first = (  # type: ignore[attr-defined]
         reference.manifest.decoder.num_prefix_tokens + len(reference.vocabulary.prompt_ids("age", "region", "nose"))
     )
     encoded = analyzer.encode(crops(1)) | {"prefix_embeds": prefixes(reference, [0])}

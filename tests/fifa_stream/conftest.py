@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.bundle import Bundle
 from engines.contracts import (
     FORGERY_TYPES,
     Analysis,
@@ -30,7 +31,6 @@ from engines.contracts import (
     TensorSpec,
 )
 from engines.face_detector import STRIDE
-from engines.runtime import Bundle
 from fifa_stream.infer import FramePipeline, PipelineLimits
 
 FaceAt = tuple[float, float, float, float, float]
@@ -83,6 +83,7 @@ class BrightnessAnalyzer:
     batches: list[int] = field(default_factory=list)
     policies: list[str] = field(default_factory=list)
     asked: list[AreaQuery | None] = field(default_factory=list)
+    seconds_left: list[float | None] = field(default_factory=list)
 
     @property
     def operating_point(self) -> OperatingPoint:
@@ -92,11 +93,19 @@ class BrightnessAnalyzer:
         point = self.operating_point
         return Label.FAKE if fake_score >= point.fake_at else Label.REAL if fake_score < point.real_below else Label.INCONCLUSIVE
 
-    def analyze(self, crops_BHWC: NDArray[np.uint8], *, explain: Sequence[str], queries: Sequence[AreaQuery | None] | None = None) -> list[Analysis]:
+    def analyze(
+        self,
+        crops_BHWC: NDArray[np.uint8],
+        *,
+        explain: Sequence[str],
+        queries: Sequence[AreaQuery | None] | None = None,
+        seconds_left: Sequence[float | None] | None = None,
+    ) -> list[Analysis]:
         queries = queries or [None] * len(crops_BHWC)
         self.batches.append(len(crops_BHWC))
         self.policies.extend(explain)
         self.asked.extend(queries)
+        self.seconds_left.extend(seconds_left or ())
         return [
             self._analysis(round(float(crop.mean()) / 255, 6), policy, query)
             for crop, policy, query in zip(crops_BHWC, explain, queries, strict=True)

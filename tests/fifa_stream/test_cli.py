@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fifa_stream.cli import EXPECTED_ERRORS, ExitCode, app, reference_page
+from fifa_stream.cli import app, reference_page
+from fifa_stream.exits import EXPECTED_ERRORS, ExitCode
 from fifa_stream.records import Query
 
 UNREACHABLE = {"FIFA_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "FIFA_KAFKA__BOOTSTRAP_TIMEOUT_MS": "300", "FIFA_RUNTIME__HEALTH_PORT": "0"}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from engines.bundle import Bundle
 from engines.contracts import Analysis, Box, Label, Mask
 from engines.preprocess import Crop, crop_face, whole_image_crop
-from engines.runtime import Bundle
 from fifa_stream.detect import DetectLimits
 from fifa_stream.infer import EncodedImage, PipelineLimits, box_in_crop, mask_in_frame, tight_box, whole_pixels
 from fifa_stream.records import NoteCode, Query, QueryAnswered, RawRecord, Reason, RecordError, RunLengths, Verdict, parse_frame
@@ -119,6 +119,12 @@ def test_a_late_frame_is_scored_and_not_explained(make_bench: MakeBench, make_im
     assert _codes(_verdict(late).notes) == [NoteCode.DEADLINE_PASSED]
     assert _verdict(late).faces[0].explanation is None and NoteCode.NOT_EXPLAINED in _codes(_verdict(late).faces[0].notes)
     assert _verdict(timely).faces[0].explanation is not None and _verdict(timely).notes == ()
+
+
+def test_texts_get_the_time_that_is_left_to_their_frame(make_bench: MakeBench, make_image: MakeImage) -> None:
+    bench = make_bench([LEFT, RIGHT], unix_time_s=1000.0)
+    bench.pipeline.judge([EncodedImage(make_image(), deadline_ms=1_000_250), EncodedImage(make_image())])
+    assert bench.analyzer.seconds_left == [0.25, 0.25, None, None]
 
 
 NOSE = Query(region="nose")

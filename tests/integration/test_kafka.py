@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from fifa_stream.cli import ExitCode
 from fifa_stream.cluster import find_cluster
 from fifa_stream.config import KafkaSettings, LimitSettings
+from fifa_stream.exits import ExitCode
 
 pytestmark = pytest.mark.kafka
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.bundle import check_support, read_manifest, verify_files
 from engines.contracts import PartSpec
 from engines.export import file_spec
-from engines.runtime import check_support, read_manifest, verify_files
 from trainer.bundle import FILES, draft_manifest, score_histogram, seal
 from trainer.config import tiny
 from trainer.parts import CAPACITY

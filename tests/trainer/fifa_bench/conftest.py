@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.analyzer import Analyzer
+from engines.bundle import Bundle
 from engines.contracts import FORGERY_TYPES, Calibration, DecoderSpec, Manifest, OperatingPoint, PreprocessSpec, QueryLevel
 from engines.preprocess import IMAGE_MEAN, IMAGE_STD
 from engines.prompts import BBOX, PHRASE, PHRASE_END, PROMPTS, SEG, SEP, Vocabulary
-from engines.runtime import Bundle
 from trainer.samples import SIDE, Sample
 from trainer.tokenizer import train_tokenizer
 
@@ -88,20 +88,23 @@ class ToyDecoder:
         self.prefills = 0
         """Rows that began, over all runs."""
 
-    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "ToyDecoder":
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> "BoundToyDecoder":
         ((rows, _, capacity, _),) = set(shapes.values())
-        self._slots = np.zeros((rows, capacity, 2))
-        return self
+        return BoundToyDecoder(self, rows, capacity)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        raise NotImplementedError
+
+    def write(self, slots_BC2: NDArray[np.float64], feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """One run over these slots."""
         fed_BS2, slot_BS = feeds["inputs_embeds"], feeds["positions"]
         self.prefills += len(fed_BS2) * (fed_BS2[0, 0, 0] < 0)
         logits = np.zeros((*slot_BS.shape, self._vocabulary.size), np.float32)
         hidden = np.zeros((*slot_BS.shape, 2), np.float32)
         for row, column in np.ndindex(*slot_BS.shape):
             slot = slot_BS[row, column]
-            self._slots[row, slot] = fed_BS2[row, column]
-            face, *read = self._slots[row, : slot + 1, 0].round().astype(int).tolist()
+            slots_BC2[row, slot] = fed_BS2[row, column]
+            face, *read = slots_BC2[row, : slot + 1, 0].round().astype(int).tolist()
             if self._vocabulary.ids[SEP] not in read:
                 continue
             begin = read.index(self._vocabulary.ids[SEP]) + 1
@@ -109,7 +112,7 @@ class ToyDecoder:
             wanted = self._vocabulary.answer_ids(self._write(-1 - face, *asked))
             logits[row, column, wanted[min(len(said), len(wanted) - 1)]] = 1.0
             if said and said[-1] == self._vocabulary.ids[SEG]:
-                hidden[row, column, 0] = self._place(said, asked[1:], self._slots[row, 1 : begin + 1, 1].max())
+                hidden[row, column, 0] = self._place(said, asked[1:], slots_BC2[row, 1 : begin + 1, 1].max())
         return {"logits": logits, "hidden": hidden}
 
     def _place(self, said: list[int], area: tuple[str, ...], box_place: float) -> float:
@@ -120,6 +123,19 @@ class ToyDecoder:
             phrase = self._vocabulary.tokenizer.decode(said[begin + 1 : said.index(ids[PHRASE_END], begin)]).strip()
             return PLACES[phrase]
         return box_place if area == (BBOX,) else PLACES[area[0]] if area else list(PLACES.values())[ordinal]
+
+
+class BoundToyDecoder:
+    """The slots of a cache."""
+
+    def __init__(self, decoder: ToyDecoder, rows: int, capacity: int) -> None:
+        self._decoder, self._slots_BC2 = decoder, np.zeros((rows, capacity, 2))
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        return self._decoder.write(self._slots_BC2, feeds)
+
+    def place(self, rows: Sequence[int], source: "BoundToyDecoder", source_rows: Sequence[int]) -> None:
+        self._slots_BC2[list(rows)] = source._slots_BC2[list(source_rows)]
 
 
 class ToyMaskDecoder:

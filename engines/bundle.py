@@ -1,0 +1,170 @@
+"""A bundle on disk: manifest first, then every digest, then the graphs in the backend they were made for.
+
+A bundle that is not what its manifest says is refused with a named fault before anything of it is executed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from engines.contracts import (
+    FORGERY_TYPES,
+    REBUILD,
+    BundleError,
+    BundleFault,
+    FileSpec,
+    Manifest,
+    PartName,
+    canonical_digest,
+    one_line,
+)
+from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
+from engines.prompts import Vocabulary
+from engines.runtime import Engine, OrtEngine
+
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_PART_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened engine bundle."""
+
+    manifest: Manifest
+    folder: Path
+    engines: Mapping[PartName, Engine]
+    vocabulary: Vocabulary
+    token_embeddings_VE: NDArray[np.float32]
+
+
+def bundled_engine() -> Path:
+    """The engine that ships inside the package."""
+    return Path(str(files("engines") / "bundles" / "small"))
+
+
+def read_manifest(folder: Path, *, pinned_digest: str | None = None) -> Manifest:
+    """Read and check `manifest.json` alone. Raises BundleError."""
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {REBUILD}")
+        raw = json.loads(path.read_bytes())
+        digest = canonical_digest(raw) if isinstance(raw, dict) else ""
+    except FileNotFoundError:
+        raise BundleError(BundleFault.MISSING_FILE, f"no engine manifest at {path}; point engine.folder at a bundle or {REBUILD}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} cannot be read: {error}; {REBUILD}") from None
+    if not isinstance(raw, dict):
+        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} holds no JSON object; {REBUILD}")
+    if raw.get("digest") != digest:
+        stated = str(raw.get("digest"))[:12]
+        raise BundleError(
+            BundleFault.MANIFEST_DIGEST, f"{path} was changed after export: it states digest {stated}, its content gives {digest[:12]}; {REBUILD}"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path}: field {where}: {first['msg']}; {REBUILD}") from None
+    if pinned_digest is not None and pinned_digest != digest:
+        raise BundleError(
+            BundleFault.PINNED_DIGEST,
+            f"engine.pinned_digest is {pinned_digest[:12]}, {folder} has {digest[:12]}; deploy the pinned bundle or change the pin",
+        )
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check presence, size and sha256 of every file the manifest names. Raises BundleError."""
+    specs: list[FileSpec] = [*manifest.parts.values(), *manifest.files.values()]
+    for spec in specs:
+        path = folder / spec.file
+        if not path.is_file():
+            raise BundleError(BundleFault.MISSING_FILE, f"engine file {path} is missing; copy the whole bundle again or {REBUILD}")
+        size = path.stat().st_size
+        if size != spec.size_bytes or size > MAX_PART_BYTES:
+            raise BundleError(
+                BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}"
+            )
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        if digest != spec.sha256:
+            raise BundleError(
+                BundleFault.FILE_DIGEST,
+                f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}",
+            )
+
+
+def check_support(manifest: Manifest) -> None:
+    """Refuse a bundle whose conventions this code does not implement. Raises BundleError."""
+    spec = manifest.preprocess
+    ours = (CROP_SCALE, tuple(round(float(v), 6) for v in IMAGE_MEAN), tuple(round(float(v), 6) for v in IMAGE_STD))
+    theirs = (spec.crop_scale, tuple(round(v, 6) for v in spec.mean), tuple(round(v, 6) for v in spec.std))
+    if ours != theirs:
+        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle was made with preprocessing {theirs}, this version implements {ours}; {REBUILD}")
+    if manifest.forgery_types != FORGERY_TYPES:
+        raise BundleError(
+            BundleFault.UNSUPPORTED, f"the bundle knows forgery types {manifest.forgery_types}, this version {FORGERY_TYPES}; {REBUILD}"
+        )
+    if manifest.default_operating_point not in manifest.operating_points:
+        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no operating point {manifest.default_operating_point!r}; {REBUILD}")
+    optional = set() if "box" in manifest.query_levels else {"box_encoder"}
+    if missing := set(get_args(PartName)) - optional - set(manifest.parts):
+        raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no part {', '.join(sorted(missing))}; {REBUILD}")
+
+
+def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = None) -> Bundle:
+    """Check everything, then load every part. Blocks for about a second. Raises BundleError, ProviderError."""
+    manifest = read_manifest(folder, pinned_digest=pinned_digest)
+    verify_files(folder, manifest)
+    check_support(manifest)
+    engines = _open_parts(folder, manifest, threads)
+    try:
+        vocabulary = Vocabulary(Tokenizer.from_file(str(folder / manifest.files["tokenizer"].file)))
+        embeddings = load_file(folder / manifest.files["token_embeddings"].file)["token_embeddings"].astype(np.float32)
+    except Exception as error:  # both libraries raise exceptions of their own, tokenizers the bare class
+        raise BundleError(
+            BundleFault.WRONG_INTERFACE, f"tokenizer or token embeddings of {folder} are unusable: {one_line(error)}; {REBUILD}"
+        ) from error
+    if embeddings.shape != (manifest.decoder.vocab_size, manifest.decoder.width):
+        raise BundleError(
+            BundleFault.WRONG_INTERFACE,
+            f"token embeddings are {embeddings.shape}, the manifest states {(manifest.decoder.vocab_size, manifest.decoder.width)}; {REBUILD}",
+        )
+    return Bundle(manifest, folder, engines, vocabulary, embeddings)
+
+
+def _open_parts(folder: Path, manifest: Manifest, threads: int) -> dict[PartName, Engine]:
+    """Every graph in the backend that the manifest names."""
+    if manifest.backend == "onnxruntime":
+        return {name: OrtEngine(folder / part.file, part, threads=threads) for name, part in manifest.parts.items()}
+    from engines.trt_runtime import TrtEngine, check_build  # what serves on a CPU never asks for a GPU's libraries
+
+    check_build(manifest, folder)
+    return {name: TrtEngine(folder / part.file, part, backend=manifest.backend) for name, part in manifest.parts.items()}
+
+
+def file_spec(path: Path) -> FileSpec:
+    """Name, digest and size of a file of a bundle."""
+    content = path.read_bytes()
+    return FileSpec(file=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
+def seal_manifest(folder: Path, draft: Manifest) -> Manifest:
+    """Write `manifest.json` with its own digest in place of the draft's."""
+    body = json.loads(draft.model_dump_json())
+    body["digest"] = canonical_digest(body)
+    (folder / MANIFEST_NAME).write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return Manifest.model_validate(body)

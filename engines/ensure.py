@@ -1,0 +1,67 @@
+"""Built engines by what they are built from: `fifa-stream engine ensure` builds at most once, whoever asks and however many ask at a time.
+
+The key names the inputs of a build (a plan differs from build to build), its folder appears whole by one rename, and a lock file keeps a second
+builder waiting for the first.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from engines.acceptance import read_pack
+from engines.build import BuildRequest, Told, build
+from engines.bundle import read_manifest, verify_files
+from engines.contracts import Manifest
+from engines.cuda import CudaDevice
+from engines.trt_build import BuildError
+from engines.trt_flavours import FLAVOURS, installed_version
+
+BUILD_REVISION = 1
+"""Counts up when the same request would be built differently."""
+LOCK_TIMEOUT_S = 3600.0
+"""A build that takes longer than this is taken for hung."""
+
+
+def ensure(
+    source: Path, cache: Path, request: BuildRequest, *, told: Told = lambda line: None, timeout_s: float = LOCK_TIMEOUT_S
+) -> tuple[Path, Manifest]:
+    """The folder of the build and its manifest, verified; built first where it is missing. Safe under several builders at once.
+
+    Raises what `build` raises, BundleError for a damaged folder in the cache, and BuildError where another builder holds the lock for too long.
+    """
+    key = build_key(source, request)
+    folder = cache / key
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(cache / f".{key}.lock", timeout=timeout_s):
+            if not folder.exists():
+                return folder, build(source, folder, request, told=told)
+    except Timeout:
+        raise BuildError(f"another builder has held {cache / f'.{key}.lock'} for {timeout_s:g} s; see whether it hangs, or wait for it") from None
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    told(f"{folder}: built before, manifest {manifest.digest[:12]}")
+    return folder, manifest
+
+
+def build_key(source: Path, request: BuildRequest) -> str:
+    """Name of a build's folder: backend, precision and a digest of all that it depends on. Raises BundleError, AcceptanceError, ProviderError."""
+    options = request.options
+    compiles = FLAVOURS.get(request.backend)
+    inputs = {
+        "revision": BUILD_REVISION,
+        "source": read_manifest(source).digest,
+        "backend": request.backend,
+        "precision": request.precision,
+        "shapes": [request.minimum, request.optimum, request.maximum],
+        "opt_level": options.opt_level,
+        "workspace_bytes": options.workspace_bytes,
+        "acceptance": None if request.acceptance is None else read_pack(request.acceptance).spec.digest,
+        "runtime": None if compiles is None else installed_version(request.backend),
+        # without a list, the library's own targets or the GPU that is present
+        "targets": None if compiles is None else options.compute_capabilities or compiles.targets or CudaDevice().compute_capability(),
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return f"{request.backend}-{request.precision}-{digest[:16]}"
