@@ -21,9 +21,9 @@ from engines.preprocess import to_model_input
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Computed in half precision wherever they stand."""
-SINGLE = frozenset({"BatchNormalization", "Cast", "LayerNormalization", "Pow", "ReduceMean", "ScatterElements", "Softmax", "Softplus"})
+SINGLE = frozenset({"BatchNormalization", "Cast", "LayerNormalization", "Pow", "RMSNormalization", "ReduceMean", "ScatterND", "Softmax", "Softplus"})
 """Computed in fp32 wherever they stand: sums of squares leave the range of fp16 at a root mean square of 256, exponentials magnify rounding, a cast
-says itself what it makes, and the KV cache that ScatterElements writes is fp32 state of the Engine protocol."""
+says itself what it makes, and the KV cache that ScatterND writes is fp32 state of the Engine protocol."""
 CALIBRATION_BATCH = 4
 """Crops that are run together: the quantizer keeps every activation of a run."""
 

@@ -4,7 +4,6 @@ What builds needs the extra `build`; nothing here is imported by what serves.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -141,6 +140,8 @@ def check(
         from engines.check import check_bundle, parity_rows, parity_text
 
         where = _folder(folder)
+        if table:
+            _require_build()
         if table and acceptance is None:
             end(ExitCode.USAGE, "--table compares with the checkpoint's answers; give --acceptance, the folder that `fifa-train export` wrote")
         if table:
@@ -199,7 +200,15 @@ def _folder(folder: Path | None) -> Path:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    typer.echo(line, err=True)
+
+
+def _require_build() -> None:
+    """End with USAGE where the packages that build are not installed."""
+    try:
+        import engines.ensure  # noqa: F401
+    except ModuleNotFoundError as missing:
+        end(ExitCode.USAGE, f"building needs {missing.name}, which is not installed; pip install 'fifa-stream[build]'")
 
 
 def _request(
@@ -207,12 +216,11 @@ def _request(
     workspace: str | None, timing_cache: Path | None, compute_capability: Sequence[str] | None, acceptance: Path | None,
 ) -> "BuildRequest":  # fmt: skip
     """Options to a request; one that makes no sense ends the program with USAGE."""
-    try:
-        from engines.build import BuildRequest
-        from engines.contracts import Backend, Precision
-        from engines.trt_build import BuildOptions
-    except ModuleNotFoundError as missing:
-        end(ExitCode.USAGE, f"building needs {missing.name}, which is not installed; pip install 'fifa-stream[build]'")
+    _require_build()
+    from engines.build import BuildRequest
+    from engines.contracts import Backend, Precision
+    from engines.trt_build import BuildOptions
+
     for option, value, known in (("--backend", backend, get_args(Backend)), ("--precision", precision, get_args(Precision))):
         if value not in known:
             end(ExitCode.USAGE, f"{option} {value!r} is none; choose from {', '.join(known)}")

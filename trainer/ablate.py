@@ -33,7 +33,8 @@ from trainer.train import VisionStep, evaluate_selection, kept_patches, language
 
 logger = logging.getLogger(__name__)
 
-LANGUAGE_STEPS, VISION_STEPS = 150, 200
+LANGUAGE_STEPS, VISION_STEPS = 400, 200
+"""Areas are learned between steps 200 and 300 of the language stage: a shorter grid compares noise (docs/ablations.md)."""
 FACES, EVALUATED_FACES, SEEDS = 4000, 300, 3
 VISION_PAIRS = {"dfdc": 3, "stargan": 1, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1}
 """Pairs of one short vision step: half the shipped batch, every source in it."""

@@ -24,6 +24,7 @@ from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, MaskPart, ScorePart, cache_names
 
 MAX_NEW_TOKENS = 150
+DECODER_OPSET = 23
 LICENCES = {
     "code": "Apache-2.0",
     "weights": "research only, see WEIGHTS_LICENCE.txt",
@@ -65,6 +66,7 @@ def write_parts(model: FiFaMLLM, detector: onnx.ModelProto, tokenizer: Path, out
             input_names=["inputs_embeds", "positions", *(f"past_{name}" for name in names)],
             output_names=["logits", "hidden", *(f"present_{name}" for name in names)],
             precision=precision,
+            opset=DECODER_OPSET,
         ),
         "mask_decoder": export_part(
             MaskPart(model.mask_decoder),

