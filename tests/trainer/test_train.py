@@ -160,6 +160,7 @@ def test_a_step_computes_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     config, meta = tiny(), torch.device("meta")
     model = FiFaMLLM(config.model).to(meta)
+    model.language.set_attn_implementation("sdpa")  # where packed questions stand is read off their numbers, and meta tensors have none
     side, grid = config.model.image_size, config.model.grid
     shapes = (4, 3, side, side), (4,), (4, grid, grid), (4,), (4, 4)
     batch = PairedBatch(*(torch.empty(shape, device=meta) for shape in shapes))
