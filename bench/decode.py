@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -38,21 +38,6 @@ class Sample:
     wall_s: float
     cpu_s: float
     tokens: int
-
-
-def torch_bundle(bundle: Bundle, checkpoint: Path, threads: int) -> Bundle:
-    """The bundle with its checkpoint's decoder in torch, rounded as the bundle stores it."""
-    import torch
-
-    from engines.export import round_module
-    from trainer.checkpoint import load_model
-    from trainer.parts import torch_engines
-
-    torch.set_num_threads(threads)
-    model = load_model(checkpoint)[0].eval()
-    if bundle.manifest.precision == "fp16":
-        round_module(model)
-    return replace(bundle, engines={**bundle.engines, "decoder": torch_engines(model)["decoder"]})
 
 
 def prefixes(bundle: Bundle, count: int) -> NDArray[np.float32]:
@@ -107,7 +92,12 @@ def main() -> None:
     bundle = open_bundle(options.engine, threads=options.threads)
     analyzers = {"engine": Analyzer(bundle)}
     if options.checkpoint is not None:
-        analyzers["torch"] = Analyzer(torch_bundle(bundle, options.checkpoint, options.threads))
+        import torch
+
+        from trainer.acceptance_pack import reference_bundle
+
+        torch.set_num_threads(options.threads)
+        analyzers["torch"] = Analyzer(reference_bundle(bundle, options.checkpoint, rounded=bundle.manifest.precision == "fp16"))
     prefix_BPE = prefixes(bundle, max(options.faces))
     samples: dict[tuple[str, int], list[Sample]] = {(backend, count): [] for backend in analyzers for count in options.faces}
     for analyzer in analyzers.values():

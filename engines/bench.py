@@ -46,7 +46,7 @@ Told = Callable[[str], None]
 
 
 def bench(folder: Path, *, threads: Sequence[int], faces: Sequence[int], rounds: int, told: Told = lambda line: None) -> list[Timing]:
-    """Time score and explain path of a bundle on noise, whose answers are as long as the decoder's budget lets them be. Raises EngineError."""
+    """Time score and explain path of a bundle on noise; `tokens_per_s` speaks of whatever it writes about it. Raises EngineError."""
     cases: list[tuple[str, int, int, Callable[[], int]]] = []
     for count in threads:
         analyzer = Analyzer(open_bundle(folder, threads=count))

@@ -8,7 +8,7 @@ its graphs on ONNX Runtime, and the plans themselves are judged by `fifa-stream 
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -50,12 +50,18 @@ class BuildRequest:
                 raise BuildError("ONNX Runtime's CPU provider has no bf16 kernels; choose fp32, fp16 or int8, or a TensorRT backend")
             if self.minimum or self.optimum or self.maximum or self.options != BuildOptions():
                 raise BuildError("shapes, --opt-level, --workspace, --timing-cache and --compute-capability are for plans; leave them out")
+        if self.precision == "bf16" and self.acceptance is not None:
+            raise BuildError("no runtime without a GPU computes bf16; build without --acceptance, then `fifa-stream engine check` where the GPU is")
         if self.precision == "int8" and self.acceptance is None:
             raise BuildError("int8 is calibrated and judged on an acceptance pack; give --acceptance, the folder that `fifa-train export` wrote")
 
 
 class AcceptanceRefused(EngineError):
     """The build is not what the checkpoint is; nothing was left behind."""
+
+    def __init__(self, precision: Precision, figures: Mapping[str, float], failed: Sequence[str]) -> None:
+        super().__init__(f"{precision} is refused on the acceptance pack: {'; '.join(failed)}; build with a higher precision")
+        self.figures, self.failed = dict(figures), tuple(failed)
 
 
 def build(source: Path, out: Path, request: BuildRequest, *, told: Told = lambda line: None) -> Manifest:
@@ -66,7 +72,10 @@ def build(source: Path, out: Path, request: BuildRequest, *, told: Told = lambda
     manifest, profiles = _checked(source, out, request)
     compiles = request.backend in FLAVOURS
     pack = None if request.acceptance is None else read_pack(request.acceptance)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"{out} cannot be written: {error.strerror}; give a folder where you may") from None
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         graphs, made = Path(scratch) / "graphs", Path(scratch) / "bundle"
         graphs.mkdir()
@@ -75,17 +84,19 @@ def build(source: Path, out: Path, request: BuildRequest, *, told: Told = lambda
             parts = {part: _in_precision(source, graphs, part, spec, request, pack, told) for part, spec in manifest.parts.items()}
         except ValueError as error:
             raise BuildError(f"{source} cannot be made {request.precision}: {error}") from None
-        draft = manifest.model_copy(update={"schema_version": MANIFEST_SCHEMA, "backend": "onnxruntime", "parts": parts})
-        as_graphs = seal_manifest(graphs, draft.model_copy(update={"build": _spec(manifest, request)}))
-        accepted = None if pack is None else _accepted(open_bundle(graphs), pack, request.precision, told)
+        spec = _spec(manifest, request)
+        draft = manifest.model_copy(update={"schema_version": MANIFEST_SCHEMA, "backend": "onnxruntime", "parts": parts, "build": spec})
+        seal_manifest(graphs, draft)
+        if pack is not None:
+            spec = spec.model_copy(update={"acceptance": _accepted(open_bundle(graphs), pack, request.precision, told)})
+        elif not compiles:
+            open_bundle(graphs)  # what does not load is not built
         if compiles:
             made.mkdir()
             _copy_side_files(source, manifest, made)
-            sealed = _compiled(graphs, made, as_graphs, profiles, request, accepted, told)
+            sealed = _compiled(graphs, made, draft, spec, profiles, request, told)
         else:
-            sealed = seal_manifest(graphs, as_graphs.model_copy(update={"build": _spec(manifest, request, acceptance=accepted, executed=True)}))
-            if pack is None:
-                open_bundle(graphs)  # loads every part, so that "executed" is no claim
+            sealed = seal_manifest(graphs, draft.model_copy(update={"build": spec.model_copy(update={"executed": pack is not None})}))
             made = graphs
         made.rename(out)
     told(f"{out}: {sealed.name} {sealed.version}, {request.backend} {request.precision}, manifest {sealed.digest[:12]}")
@@ -122,14 +133,10 @@ def _checked(source: Path, out: Path, request: BuildRequest) -> tuple[Manifest, 
         raise BuildError(str(error)) from None
 
 
-def _spec(
-    source: Manifest, request: BuildRequest, *, acceptance: Mapping[str, float] | None = None, executed: bool = False
-) -> BuildSpec:  # fmt: skip
+def _spec(source: Manifest, request: BuildRequest) -> BuildSpec:
+    """What is known before anything was compiled or judged."""
     tools = {name: version(name) for name in ("onnx", "onnxruntime")}
-    return BuildSpec(
-        source_digest=source.digest, precision=request.precision, runtime_version=ort.__version__, tools=tools, executed=executed,
-        acceptance=None if acceptance is None else dict(acceptance),
-    )  # fmt: skip
+    return BuildSpec(source_digest=source.digest, precision=request.precision, runtime_version=ort.__version__, tools=tools)
 
 
 def _copy_side_files(source: Path, manifest: Manifest, folder: Path) -> None:
@@ -157,21 +164,20 @@ def _accepted(bundle: Bundle, pack: AcceptancePack, precision: Precision, told: 
     told(f"acceptance: {len(pack.judged_NHWC)} faces")
     found = compare(Analyzer(bundle), pack)
     if failed := judge(found, precision):
-        raise AcceptanceRefused(f"{precision} is refused on the acceptance pack: {'; '.join(failed)}; build with a higher precision")
+        raise AcceptanceRefused(precision, found, failed)
     return found
 
 
 def _compiled(
-    graphs: Path, out: Path, manifest: Manifest, profiles: Mapping[PartName, Mapping[str, Profile]], request: BuildRequest,
-    acceptance: Mapping[str, float] | None, told: Told,
+    graphs: Path, out: Path, manifest: Manifest, build_spec: BuildSpec, profiles: Mapping[PartName, Mapping[str, Profile]], request: BuildRequest,
+    told: Told,
 ) -> Manifest:  # fmt: skip
     """Compile every graph and seal the plans."""
-    assert manifest.build is not None, "the graphs are a build"
     parts: dict[PartName, PartSpec] = {}
     seconds: dict[PartName, float] = {}
     options = {"opt_level": str(request.options.opt_level), "workspace_bytes": str(request.options.workspace_bytes)}
     options = {name: value for name, value in options.items() if value != "None"}
-    tools, compiled_by, targets = dict(manifest.build.tools), "", request.options.compute_capabilities
+    tools, compiled_by, targets = dict(build_spec.tools), "", request.options.compute_capabilities
     for part, spec in manifest.parts.items():
         began = time.perf_counter()
         compiled = compile_plan(graphs / spec.file, profiles[part], request.backend, request.options)
@@ -184,11 +190,10 @@ def _compiled(
         compiled_by, targets = compiled.runtime_version, compiled.compute_capabilities
         tools["onnx_parser"] = str(compiled.parser_version)
         told(f"{part}: {compiled.layers} layers, {len(compiled.plan) / 1e6:.1f} MB in {seconds[part]:.1f} s")
-    build_spec = manifest.build.model_copy(
+    compiled_spec = build_spec.model_copy(
         update={
             "runtime_version": compiled_by, "compute_capabilities": targets, "options": options, "tools": tools, "seconds": seconds,
             "profiles": {part: dict(shapes) for part, shapes in profiles.items()},
-            "acceptance": None if acceptance is None else dict(acceptance),
         }
     )  # fmt: skip
-    return seal_manifest(out, manifest.model_copy(update={"backend": request.backend, "parts": parts, "build": build_spec}))
+    return seal_manifest(out, manifest.model_copy(update={"backend": request.backend, "parts": parts, "build": compiled_spec}))

@@ -33,7 +33,10 @@ def ensure(
     """
     key = build_key(source, request)
     folder = cache / key
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(f"the cache {cache} cannot be written: {error.strerror}; give a folder where you may with --cache") from None
     try:
         with FileLock(cache / f".{key}.lock", timeout=timeout_s):
             if not folder.exists():

@@ -37,20 +37,26 @@ class Bucket(NamedTuple):
     at_NT: Tensor
     """Column of each token within its row, the prefix counted; padding repeats the last."""
     is_token_NT: Tensor
+    seen_TL: Tensor
+    """What each place of a question may look at: the prefix and what stands before."""
 
 
 class Packing(NamedTuple):
-    """Which tokens of packed rows belong together."""
+    """Which tokens of packed rows belong together; made once a step, read by every layer."""
 
     prefix: int
+    seen_PP: Tensor
     buckets: tuple[Bucket, ...]
+    row_K: Tensor
+    """Row and column of all K tokens of questions, bucket by bucket."""
+    at_K: Tensor
 
 
 def packing_of(question_BL: Tensor, prefix: int) -> Packing:
     """Where the questions of rows stand, from the number of each token's question (-1 is padding); its tokens stand side by side."""
-    numbers = question_BL.cpu()
+    device = question_BL.device
     spans: list[tuple[int, int, int]] = []
-    for row, numbers_L in enumerate(numbers):
+    for row, numbers_L in enumerate(question_BL.cpu()):
         kinds, counts = torch.unique_consecutive(numbers_L, return_counts=True)
         start = prefix
         for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
@@ -58,13 +64,23 @@ def packing_of(question_BL: Tensor, prefix: int) -> Packing:
                 spans.append((count, row, start))
             start += count
     spans.sort()
-    return Packing(prefix, tuple(_bucket(spans[start : start + BUCKET], question_BL.device) for start in range(0, len(spans), BUCKET)))
+    buckets = tuple(_bucket(spans[start : start + BUCKET], prefix, device) for start in range(0, len(spans), BUCKET))
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    row_K = torch.cat([nothing, *(bucket.row_N1.expand_as(bucket.at_NT)[bucket.is_token_NT] for bucket in buckets)])
+    return Packing(
+        prefix, _causal(prefix, 0, device), buckets, row_K, torch.cat([nothing, *(bucket.at_NT[bucket.is_token_NT] for bucket in buckets)])
+    )
 
 
-def _bucket(spans: Sequence[tuple[int, int, int]], device: torch.device) -> Bucket:
+def _bucket(spans: Sequence[tuple[int, int, int]], prefix: int, device: torch.device) -> Bucket:
     length_N1, row_N1, start_N1 = torch.tensor(spans, device=device).T[..., None]
     step_T = torch.arange(int(length_N1.max()), device=device)
-    return Bucket(row_N1, start_N1 + torch.minimum(step_T, length_N1 - 1), step_T < length_N1)
+    return Bucket(row_N1, start_N1 + torch.minimum(step_T, length_N1 - 1), step_T < length_N1, _causal(len(step_T), prefix, device))
+
+
+def _causal(tokens: int, before: int, device: torch.device) -> Tensor:
+    """(tokens, before + tokens) bool: all that stands before, then oneself and what came earlier."""
+    return torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
 
 
 def packed_attention(
@@ -80,20 +96,15 @@ def packed_attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     face_key, face_value = key[:, :, :prefix], value[:, :, :prefix]
     by_token = [x.transpose(1, 2) for x in (query, key, value)]
-    face = attend(query[:, :, :prefix], face_key, face_value, _causal(prefix, 0, query.device), scaling)
-    out = torch.cat([face.transpose(1, 2), torch.zeros_like(by_token[0][:, prefix:])], 1)
-    for row_N1, at_NT, is_token_NT in packing.buckets:
+    face = attend(query[:, :, :prefix], face_key, face_value, packing.seen_PP, scaling).transpose(1, 2)
+    read = []
+    for row_N1, at_NT, is_token_NT, seen_TL in packing.buckets:
         q, k, v = (x[row_N1, at_NT].transpose(1, 2) for x in by_token)
         row_N = row_N1[:, 0]
         seen_key, seen_value = torch.cat([face_key[row_N], k], 2), torch.cat([face_value[row_N], v], 2)
-        read = attend(q, seen_key, seen_value, _causal(at_NT.shape[1], prefix, query.device), scaling).transpose(1, 2)
-        out = out.index_put((row_N1.expand_as(at_NT)[is_token_NT], at_NT[is_token_NT]), read[is_token_NT])
-    return out, None
-
-
-def _causal(tokens: int, before: int, device: torch.device) -> Tensor:
-    """(tokens, before + tokens) bool: all that stands before, then oneself and what came earlier."""
-    return torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
+        read.append(attend(q, seen_key, seen_value, seen_TL, scaling).transpose(1, 2)[is_token_NT])
+    out = torch.cat([face, torch.zeros_like(by_token[0][:, prefix:])], 1)
+    return (out.index_put((packing.row_K, packing.at_K), torch.cat(read)) if read else out), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

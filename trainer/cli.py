@@ -451,23 +451,6 @@ def probe(
 
 
 @app.command()
-def ceiling(
-    annotations: AnnotationsOption,
-    part: Annotated[str, typer.Option(help="select, calibrate or report.")] = "report",
-) -> None:
-    """The highest text metrics that a model of the training grammar can reach on held-out texts, and those of chance, as JSON."""
-    from typing import cast, get_args
-
-    from trainer.annotator.annotate import load_annotations
-    from trainer.faces import Part
-    from trainer.text_ceiling import text_ceiling
-
-    if part not in get_args(Part):
-        raise typer.BadParameter(f"{part!r} is no part; choose from {', '.join(get_args(Part))}", param_hint="--part")
-    typer.echo(json.dumps(text_ceiling(load_annotations(annotations / "dev.jsonl"), cast(Part, part)), indent=1))
-
-
-@app.command()
 def ablate(
     grid: Annotated[str, typer.Option(help="language, vision or families.")],
     out: OutOption,
@@ -528,10 +511,12 @@ def ablate(
 def main() -> None:
     """Entry point: expected failures are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    from engines.contracts import EngineError
+
     usage_error: Any = typer.BadParameter.__mro__[1]  # typer exports only this leaf of its usage errors
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="fifa-train", standalone_mode=False)
-    except (usage_error, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (usage_error, EngineError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         message = error.format_message() if isinstance(error, usage_error) else str(error)
         typer.echo(f"fifa-train: {' '.join(message.split())}", err=True)
         raise SystemExit(2) from None

@@ -1,6 +1,5 @@
 """Builds: sealed with what they were made of, refused by the pack, never half there, and made once however many ask."""
 
-import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
@@ -57,6 +56,20 @@ def test_a_build_for_onnxruntime_runs_and_says_what_it_was_made_of(precision: An
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside the build"
 
 
+def test_a_build_that_nothing_ran_does_not_say_it_was_executed(exported: Path, tmp_path: Path) -> None:
+    spec = build(exported, tmp_path / "out", BuildRequest("onnxruntime", "fp32")).build
+    assert spec is not None and not spec.executed and spec.acceptance is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    request = BuildRequest("onnxruntime", "fp32")
+    with pytest.raises(BuildError, match="out cannot be written: Not a directory; give a folder where you may"):
+        build(exported, tmp_path / "file" / "sub" / "out", request)
+    with pytest.raises(BuildError, match="cannot be written: Not a directory; give a folder where you may with --cache"):
+        ensure(exported, tmp_path / "file" / "cache", request)
+
+
 def test_a_bundle_is_checked_against_the_checkpoint(exported: Path, pack: Path) -> None:
     row = check_bundle(exported, pack, threads=1)
     assert (row.backend, row.precision, row.failed) == ("onnxruntime", "fp32", ()) and row.figures["token_agreement"] == 1
@@ -88,6 +101,7 @@ def test_a_build_that_differs_too_far_is_refused_and_leaves_nothing(
     [
         pytest.param({"backend": "onnxruntime", "precision": "bf16"}, "no bf16 kernels", id="bf16"),
         pytest.param({"backend": "onnxruntime", "precision": "int8"}, "give --acceptance", id="int8"),
+        pytest.param({"backend": "tensorrt-rtx", "precision": "bf16", "acceptance": Path("pack")}, "engine check` where the GPU is", id="bf16 pack"),
         pytest.param({"backend": "onnxruntime", "precision": "fp32", "minimum": ("image:1x3x56x56",)}, "are for plans", id="shapes"),
         pytest.param({"backend": "onnxruntime", "precision": "fp32", "options": BuildOptions(opt_level=2)}, "are for plans", id="options"),
     ],
@@ -160,7 +174,7 @@ def test_whatever_changes_a_build_changes_its_key(exported: Path) -> None:
 def test_the_parity_table_names_what_cannot_run_here(exported: Path, pack: Path) -> None:
     rows = parity_rows(exported, pack, threads=1)
     assert [(row.backend, row.precision) for row in rows][:3] == [("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")]
-    assert all(bool(row.figures) != bool(row.absent) for row in rows) and rows[0].figures
+    assert all(row.figures and not row.absent for row in rows[:3]) and not rows[0].failed
+    assert all(bool(row.figures) != bool(row.absent) for row in rows[3:])
     text = parity_text(rows)
     assert text.count("did not run:") == sum(bool(row.absent) for row in rows) and "tensorrt bf16" in text
-    json.dumps([row.figures for row in rows])
