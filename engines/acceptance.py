@@ -7,7 +7,6 @@ judges the same pixels. None of them is of the *report* part, and those that qua
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,17 +17,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from engines.analyzer import Analyzer, Answer, last_whole_sentence, sigmoid
-from engines.contracts import EngineError, FileSpec, Manifest, Precision, Sha256, canonical_digest
+from engines.contracts import EngineError, FileSpec, Manifest, Precision, Sha256
+from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
 PACK_NAME = "pack.json"
 BATCH = 16
 MAX_CROPS = 500
-MAX_SPEC_BYTES = 1 << 20
 MAX_FILE_BYTES = 128 << 20
 WRITE_AGAIN = "write it again with: fifa-train export --acceptance"
 
@@ -72,6 +71,13 @@ class AcceptanceError(EngineError):
     def __init__(self, fault: AcceptanceFault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
+
+
+_SEAL_FAULTS = {
+    SealFault.MISSING: AcceptanceFault.MISSING_FILE,
+    SealFault.UNREADABLE: AcceptanceFault.UNREADABLE_PACK,
+    SealFault.DIGEST: AcceptanceFault.PACK_DIGEST,
+}
 
 
 class PackSpec(BaseModel):
@@ -285,34 +291,16 @@ def write_pack(
         **about, "image_size": judged_NHWC.shape[1], "grid": reference.maps_NHW.shape[1], "mask_size": masks_MHW.shape[1],
         "num_judged": len(judged_NHWC), "num_explained": len(reference.token_ids), "num_calibration": len(calibration_NHWC), "files": files,
     }  # fmt: skip
-    body = json.loads(PackSpec.model_validate({**body, "digest": "0" * 64}).model_dump_json())
-    body["digest"] = canonical_digest(body)
-    (folder / PACK_NAME).write_text(json.dumps(body, indent=1) + "\n")
-    return PackSpec.model_validate(body)
+    return write_sealed(folder / PACK_NAME, PackSpec.model_validate({**body, "digest": "0" * 64}))
 
 
 def _read_spec(folder: Path) -> PackSpec:
     path = folder / PACK_NAME
     try:
-        with path.open("rb") as handle:
-            raw = json.loads(handle.read(MAX_SPEC_BYTES))
-    except FileNotFoundError:
-        raise AcceptanceError(AcceptanceFault.MISSING_FILE, f"no acceptance pack at {path}; {WRITE_AGAIN}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AcceptanceError(AcceptanceFault.UNREADABLE_PACK, f"{path} cannot be read: {error}; {WRITE_AGAIN}") from None
-    if not isinstance(raw, dict):
-        raise AcceptanceError(AcceptanceFault.UNREADABLE_PACK, f"{path} holds no JSON object; {WRITE_AGAIN}")
-    if raw.get("digest") != (digest := canonical_digest(raw)):
-        stated = str(raw.get("digest"))[:12]
-        raise AcceptanceError(
-            AcceptanceFault.PACK_DIGEST, f"{path} was changed: it states digest {stated}, its content gives {digest[:12]}; {WRITE_AGAIN}"
-        )
-    try:
-        return PackSpec.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AcceptanceError(AcceptanceFault.UNREADABLE_PACK, f"{path}: field {where}: {first['msg']}; {WRITE_AGAIN}") from None
+        return read_sealed(path, PackSpec)
+    except SealError as error:
+        told = f"no acceptance pack at {path}" if error.fault is SealFault.MISSING else str(error)
+        raise AcceptanceError(_SEAL_FAULTS[error.fault], f"{told}; {WRITE_AGAIN}") from None
 
 
 def _read_tensors(folder: Path, spec: FileSpec) -> dict[str, NDArray[Any]]:

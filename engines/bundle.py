@@ -4,7 +4,6 @@ A bundle that is not what its manifest says is refused with a named fault before
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +12,6 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -25,16 +23,20 @@ from engines.contracts import (
     FileSpec,
     Manifest,
     PartName,
-    canonical_digest,
     one_line,
 )
 from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
 from engines.prompts import Vocabulary
 from engines.runtime import Engine, OrtEngine
+from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
 MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 20
 MAX_PART_BYTES = 4 << 30
+_SEAL_FAULTS = {
+    SealFault.MISSING: BundleFault.MISSING_FILE,
+    SealFault.UNREADABLE: BundleFault.UNREADABLE_MANIFEST,
+    SealFault.DIGEST: BundleFault.MANIFEST_DIGEST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +59,14 @@ def read_manifest(folder: Path, *, pinned_digest: str | None = None) -> Manifest
     """Read and check `manifest.json` alone. Raises BundleError."""
     path = folder / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {REBUILD}")
-        raw = json.loads(path.read_bytes())
-        digest = canonical_digest(raw) if isinstance(raw, dict) else ""
-    except FileNotFoundError:
-        raise BundleError(BundleFault.MISSING_FILE, f"no engine manifest at {path}; point engine.folder at a bundle or {REBUILD}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} cannot be read: {error}; {REBUILD}") from None
-    if not isinstance(raw, dict):
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path} holds no JSON object; {REBUILD}")
-    if raw.get("digest") != digest:
-        stated = str(raw.get("digest"))[:12]
-        raise BundleError(
-            BundleFault.MANIFEST_DIGEST, f"{path} was changed after export: it states digest {stated}, its content gives {digest[:12]}; {REBUILD}"
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(BundleFault.UNREADABLE_MANIFEST, f"{path}: field {where}: {first['msg']}; {REBUILD}") from None
-    if pinned_digest is not None and pinned_digest != digest:
+        manifest = read_sealed(path, Manifest)
+    except SealError as error:
+        told = f"no engine manifest at {path}; point engine.folder at a bundle or" if error.fault is SealFault.MISSING else f"{error};"
+        raise BundleError(_SEAL_FAULTS[error.fault], f"{told} {REBUILD}") from None
+    if pinned_digest is not None and pinned_digest != manifest.digest:
         raise BundleError(
             BundleFault.PINNED_DIGEST,
-            f"engine.pinned_digest is {pinned_digest[:12]}, {folder} has {digest[:12]}; deploy the pinned bundle or change the pin",
+            f"engine.pinned_digest is {pinned_digest[:12]}, {folder} has {manifest.digest[:12]}; deploy the pinned bundle or change the pin",
         )
     return manifest
 
@@ -164,7 +149,4 @@ def file_spec(path: Path) -> FileSpec:
 
 def seal_manifest(folder: Path, draft: Manifest) -> Manifest:
     """Write `manifest.json` with its own digest in place of the draft's."""
-    body = json.loads(draft.model_dump_json())
-    body["digest"] = canonical_digest(body)
-    (folder / MANIFEST_NAME).write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return Manifest.model_validate(body)
+    return write_sealed(folder / MANIFEST_NAME, draft)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engines import bundle, runtime
+from engines import runtime, sealed
 from engines.bundle import MANIFEST_NAME, Bundle, check_support, open_bundle, read_manifest, verify_files
 from engines.contracts import BundleError, BundleFault, ProviderError, canonical_digest
 from engines.export import file_spec
@@ -139,7 +139,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         pytest.param(b"[" * 200_000, id="deep"),
         pytest.param(b"\xff\xfe\x00", id="binary"),
         pytest.param(b'{"name": "\\ud800"}', id="lone-surrogate"),
-        pytest.param(b" " * (bundle.MAX_MANIFEST_BYTES + 1), id="huge"),
+        pytest.param(b" " * (sealed.MAX_BYTES + 1), id="huge"),
     ],
 )
 def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
