@@ -330,8 +330,10 @@ def test_a_mask_comes_home_to_where_it_was_cut_from(
     mask_HW = mask_in_frame(((grid_x - u) ** 2 + (grid_y - v) ** 2 < radius**2).astype(np.float32), crop, (480, 640))
     ys, xs = np.mgrid[0:480, 0:640] + 0.5
     middle = crop.to_frame_23 @ (u * 224, v * 224, 1.0)
-    expected_HW = (xs - middle[0]) ** 2 + (ys - middle[1]) ** 2 < (radius * 224 * np.hypot(*crop.to_frame_23[:, 0])) ** 2
-    assert (mask_HW & expected_HW).sum() >= 0.93 * (mask_HW | expected_HW).sum()
+    scale = np.hypot(*crop.to_frame_23[:, 0])
+    from_edge_HW = np.hypot(xs - middle[0], ys - middle[1]) - radius * 224 * scale
+    # A disc of 8 px is mostly edge, so no share of its area is asked for: what differs lies within 0.6 cells of the mask (2 px of the crop each) of the edge.
+    assert np.abs(from_edge_HW[mask_HW != (from_edge_HW < 0)]).max(initial=0) < 0.6 * 2 * scale
 
 
 def test_what_lies_beyond_the_frame_is_lost_and_nothing_else() -> None:
