@@ -332,7 +332,7 @@ def test_a_mask_comes_home_to_where_it_was_cut_from(
     middle = crop.to_frame_23 @ (u * 224, v * 224, 1.0)
     scale = np.hypot(*crop.to_frame_23[:, 0])
     from_edge_HW = np.hypot(xs - middle[0], ys - middle[1]) - radius * 224 * scale
-    # A disc of 8 px is mostly edge, so no share of its area is asked for: what differs lies within 0.6 cells of the mask (2 px of the crop each) of the edge.
+    # A disc of 8 px is mostly edge, so no share of its area is asked for: what differs lies within 0.6 mask cells of the edge (a cell is 2 px).
     assert np.abs(from_edge_HW[mask_HW != (from_edge_HW < 0)]).max(initial=0) < 0.6 * 2 * scale
 
 
