@@ -1,4 +1,7 @@
-"""`fifa-stream analyze`: the verdict of the stream, for image files and without a broker. Results go to stdout, progress and complaints to stderr."""
+"""`fifa-stream analyze`: the verdict of the stream, for image and MP4 files and without a broker.
+
+Results go to stdout, progress and complaints to stderr.
+"""
 
 import json
 import os
@@ -18,9 +21,9 @@ from engines.bundle import bundled_engine, open_bundle
 from fifa_stream.decode import DecodeLimits
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
 from fifa_stream.page import PageEntry, write_page
-from fifa_stream.records import Query, Verdict
+from fifa_stream.records import FaceVerdict, Query, SampledFrame, Verdict
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
 """Files that are taken out of a folder; a path given by itself is taken whatever its name."""
 IMAGES_PER_CALL = 8
 """Enough faces for one batch; decoded frames of this many images are held at once."""
@@ -140,21 +143,24 @@ def _table(outcomes: Sequence[tuple[Path, Verdict | Refusal]]) -> Table:
             continue
         style = {"fake": "red", "real": "green", "inconclusive": "yellow"}[outcome.label.value]
         score = "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}"
-        texts = [face.explanation.text for face in outcome.faces if face.explanation is not None]
-        codes = sorted({note.code.value for notes in (outcome.notes, *(face.notes for face in outcome.faces)) for note in notes})
+        texts = [face.explanation.text for face in outcome.all_faces if face.explanation is not None]
+        remarked: tuple[Verdict | SampledFrame | FaceVerdict, ...] = (outcome, *(outcome.frames or ()), *outcome.all_faces)
+        codes = sorted({note.code.value for one in remarked for note in one.notes})
+        num_faces = str(len(outcome.all_faces)) + ("" if outcome.frames is None else f" in {len(outcome.frames)} frames")
         says = Text("\n".join(printable(line) for line in [" ".join([*texts, *codes]), *_answers(outcome)] if line), overflow="fold")
-        table.add_row(name, Text(outcome.label.value, style=style), score, str(len(outcome.faces)), says)
+        table.add_row(name, Text(outcome.label.value, style=style), score, num_faces, says)
     return table
 
 
 def _answers(verdict: Verdict) -> list[str]:
-    """A line for each face that was asked."""
-    if verdict.query is None:
-        return []
-    area = verdict.query.words
+    """A line for each face that was asked, in each sampled frame of a chunk."""
+    asked = [("", verdict.query), *((f" at {frame.pts_ms} ms", frame.query) for frame in verdict.frames or ())]
     return [
-        f"{area}, face {answer.face + 1}: {'tampered' if answer.tampered else 'clean'} ({answer.tampered_probability:.3f}). {answer.explanation.text}"
-        for answer in verdict.query.answers
+        f"{query.words}, face {answer.face + 1}{when}: {'tampered' if answer.tampered else 'clean'} "
+        f"({answer.tampered_probability:.3f}). {answer.explanation.text}"
+        for when, query in asked
+        if query is not None
+        for answer in query.answers
     ]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fifa_stream import engine_cli
+from fifa_stream import dead_letters_cli, engine_cli
 from fifa_stream.exits import ExitCode, clear_errors, end, leave
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 topics_app = typer.Typer(help="Make the topics.", no_args_is_help=True)
+app.add_typer(dead_letters_cli.app, name="dead-letters")
 app.add_typer(engine_cli.app, name="engine")
 app.add_typer(topics_app, name="topics")
 
@@ -66,18 +67,24 @@ def send(
     crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
     region: RegionOption = None,
     box: BoxOption = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="URI_PREFIX", help="Put large images here and send claims: file:///FOLDER/ or s3://BUCKET/PREFIX/."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Put images on the frames topic."""
     with clear_errors():
         query = _query(region, box)
-        from fifa_stream.send import send_images
+        from fifa_stream.send import LargeImages, send_images
 
-        kafka = _load(config).kafka
+        settings = _load(config)
+        kafka = settings.kafka
         if bootstrap:
             kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
         topic = topic or kafka.frames_topic
-        count = send_images(kafka, images, topic=topic, stream_id=stream_id, crop=crop, query=query)
+        large_images = LargeImages(store, settings.claims) if store else None
+        count = send_images(kafka, images, topic=topic, stream_id=stream_id, crop=crop, query=query, large_images=large_images)
         typer.echo(f"{count} sent to {topic}")
 
 

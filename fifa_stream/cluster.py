@@ -1,7 +1,6 @@
 """What is asked of the cluster itself, before a client joins in: whether it answers, which broker it is, and its topics."""
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from kafka import KafkaAdminClient
 from kafka.errors import InvalidPartitionsError, KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 
 from fifa_stream.config import KafkaSettings
+from fifa_stream.connect import DIAGNOSIS_TIMEOUT_S, diagnose
 
 TANSU_CLUSTER_ID = "tansu_cluster"
 """The embedded broker; in 0.6.0 the cluster id is fixed."""
@@ -61,31 +61,29 @@ def create_topics(kafka: KafkaSettings, partitions: Mapping[str, int], *, replic
         return made
 
 
-def _await_listener(kafka: KafkaSettings) -> None:
-    """Try the addresses until one takes a connection: kafka-python says no more than that it timed out, and leaves its sockets open."""
-    addresses: list[str] = kafka.client_options()["bootstrap_servers"]
+def _await_broker(kafka: KafkaSettings) -> None:
+    """Walk to the addresses until one answers as a broker that takes us in. What waiting may mend (a broker that starts) is waited for; a refused
+    certificate or password is told at once: kafka-python would only say that it timed out."""
     deadline = time.monotonic() + kafka.bootstrap_timeout_ms / 1000
     while True:
-        causes = []
-        for address in addresses:
-            host, _, port = address.rpartition(":")
-            try:
-                with socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, deadline - time.monotonic())):
-                    return
-            except ValueError:
-                raise BrokerError(f"kafka.bootstrap_servers {address!r} is not host:port; write localhost:9092") from None
-            except OSError as error:
-                causes.append(f"{address}: {error.strerror or error}")
-        if time.monotonic() + RETRY_S > deadline:
+        left_s = max(0.1, deadline - time.monotonic())
+        failures = [(walk.address, walk.failure) for walk in diagnose(kafka, timeout_s=min(DIAGNOSIS_TIMEOUT_S, left_s))]
+        if any(failure is None for _, failure in failures):
+            return
+        told = [(address, failure) for address, failure in failures if failure is not None]
+        final = [(address, failure) for address, failure in told if not failure.may_pass]
+        if final or time.monotonic() + RETRY_S > deadline:
+            address, failure = (final or told)[0]
+            others = ", ".join(f"{other}: {its.why}" for other, its in told if other != address)
             raise BrokerError(
-                f"no broker at {', '.join(causes)}, tried for {kafka.bootstrap_timeout_ms / 1000:g} s; start one, or mend kafka.bootstrap_servers"
+                f"no broker at {address}: {failure.step.value}: {failure.why}; {failure.remedy}" + (f" (and {others})" if others else "")
             )
         time.sleep(RETRY_S)
 
 
 @contextlib.contextmanager
 def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    _await_listener(kafka)
+    _await_broker(kafka)
     try:
         admin = KafkaAdminClient(**kafka.client_options())
         try:
@@ -93,10 +91,9 @@ def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
         finally:
             admin.close()
     except KafkaTimeoutError:
-        # kafka-python answers a wrong protocol, a refused certificate and a wrong password with this same timeout.
         raise BrokerError(
-            f"{kafka.bootstrap_servers} takes connections but did not answer as Kafka over {kafka.security_protocol} within "
-            f"{kafka.bootstrap_timeout_ms / 1000:g} s; check the address, kafka.security_protocol, and its certificates or password"
+            f"{kafka.bootstrap_servers} answered, and then not again within {kafka.bootstrap_timeout_ms / 1000:g} s; check what the broker "
+            "advertises (its advertised.listeners must be reachable from here)"
         ) from None
     except (KafkaError, OSError, ValueError) as error:
         raise BrokerError(f"the broker at {kafka.bootstrap_servers} refused: {type(error).__name__}: {error}; check the kafka.* settings") from None

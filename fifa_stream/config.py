@@ -3,16 +3,24 @@
 `Settings(...)` is built from values alone; `load` adds a TOML file and `FIFA_` variables, which win over the file. Built once, in the CLI.
 """
 
+import functools
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+if TYPE_CHECKING:
+    from fifa_stream.oauth import ClientCredentialsTokens, FileTokens
+
 ENV_PREFIX = "FIFA_"
 ENV_DELIMITER = "__"
+
+_SECRETS = ("ssl_password", "sasl_password", "sasl_oauth_client_secret")
+"""Of KafkaSettings: each may be given by value or, under NAME_file, by a file."""
 
 
 class ConfigError(Exception):
@@ -36,12 +44,24 @@ class KafkaSettings(_Section):
     """Output, keyed by stream id."""
     dead_letters_topic: str = Field("fifa.dead-letters", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """Records that cannot become a verdict, with the reason."""
+    processing_guarantee: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    """at_least_once: a crash repeats answers, none is lost. exactly_once: verdicts, dead letters and offsets in one Kafka transaction, for readers
+    with isolation.level=read_committed; refused on the embedded broker, whose transactions do not hold."""
+    transactional_id: str | None = Field(None, min_length=1, max_length=249)
+    """With exactly_once: a name that this member keeps over restarts and shares with nobody (the pod's). Its restart then ends at once what the dead
+    process left open. Unset: a new name at each start, and readers wait for transaction_timeout_ms after a crash."""
+    transaction_timeout_ms: int = Field(10_000, ge=1_000)
+    """With exactly_once: the broker ends a transaction that is open for longer. Keep well above commit_interval_ms."""
+    group_instance_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """Static membership: a name that this member keeps over restarts, so that a restart within session_timeout_ms moves no partition. Unset: dynamic
+    membership."""
     session_timeout_ms: int = Field(45_000, ge=500)
     """A member silent for this long is dropped from the group. On the embedded broker (Tansu) 2,000 is used instead: its join takes half of this."""
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
     """Longest time between two polls of a live member."""
     commit_interval_ms: int = Field(1_000, ge=10)
-    """Offsets are committed by time: a round trip per 100 records costs more than the rest of the client."""
+    """Offsets and transactions are committed by time: a round trip per 100 records costs more than the rest of the client. The price: with
+    exactly_once a reader sees a verdict up to this much later; with at_least_once a crash repeats up to this much work."""
     max_partition_fetch_bytes: int = Field(4 << 20, ge=1 << 10)
     """Fetch size per partition; one larger record still arrives whole."""
     max_request_bytes: int = Field(1 << 20, ge=1 << 10)
@@ -50,7 +70,10 @@ class KafkaSettings(_Section):
     max_unacknowledged_bytes: int = Field(32 << 20, ge=1 << 10)
     """Bytes handed to the producer and not acknowledged; beyond it results wait (kafka-python itself has no bound)."""
     delivery_timeout_ms: int = Field(120_000, ge=1_000)
-    """A verdict not acknowledged within this time stops the process before its offset is committed."""
+    """A verdict not acknowledged within this time has failed: the producer is made anew and everything uncommitted is answered again."""
+    call_timeout_ms: int = Field(30_000, ge=1_000)
+    """A commit, transaction call or close that takes longer ends the process with status 70: kafka-python gives these calls no timeout of their
+    own."""
     bootstrap_timeout_ms: int = Field(10_000, ge=100)
     """How long to look for a broker at start, then exit 3."""
     compression: Literal["none", "gzip"] = "gzip"
@@ -63,29 +86,90 @@ class KafkaSettings(_Section):
     """PEM file with this client's certificate (mutual TLS)."""
     ssl_keyfile: Path | None = None
     """PEM file with the key of ssl_certfile."""
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    ssl_password: SecretStr | None = None
+    """Passphrase of ssl_keyfile, if it is encrypted."""
+    ssl_password_file: Path | None = None
+    """File that holds it instead."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     """Needed with SASL_PLAINTEXT and SASL_SSL."""
     sasl_username: str | None = None
-    """User for the SASL mechanism."""
+    """User for PLAIN and SCRAM."""
     sasl_password: SecretStr | None = None
-    """Password for the SASL mechanism; masked wherever settings are shown."""
+    """Password for PLAIN and SCRAM; masked, like every secret, wherever settings are shown."""
+    sasl_password_file: Path | None = None
+    """File that holds it instead, such as a mounted Kubernetes secret; read whenever a client is made, a newline at its end is not part of it."""
+    sasl_oauth_token_file: Path | None = None
+    """OAUTHBEARER: file with a token that someone else renews, such as a projected service account token; read at each connection."""
+    sasl_oauth_token_url: str | None = None
+    """OAUTHBEARER: issuer to ask for tokens by client credentials; https, or http on this machine."""
+    sasl_oauth_client_id: str | None = None
+    """Who asks the issuer ..."""
+    sasl_oauth_client_secret: SecretStr | None = None
+    """... and its secret."""
+    sasl_oauth_client_secret_file: Path | None = None
+    """File that holds it instead."""
+    sasl_oauth_scope: str | None = None
+    """Scope to ask the issuer for; unset: its default."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.security_protocol.startswith("SASL") and not (self.sasl_mechanism and self.sasl_username and self.sasl_password):
-            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password")
-        if self.ssl_certfile and not self.ssl_keyfile:
-            raise ValueError("ssl_certfile needs ssl_keyfile")
+        if self.processing_guarantee == "exactly_once" and self.transaction_timeout_ms <= 2 * self.commit_interval_ms:
+            raise ValueError(
+                f"transaction_timeout_ms {self.transaction_timeout_ms} must be more than twice commit_interval_ms {self.commit_interval_ms}"
+            )
         if len({self.frames_topic, self.verdicts_topic, self.dead_letters_topic}) != 3:
             raise ValueError("frames_topic, verdicts_topic and dead_letters_topic must be three different topics")
-        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        return self
+
+    @model_validator(mode="after")
+    def _secure(self) -> Self:
+        for name in _SECRETS:
+            if getattr(self, name) and getattr(self, f"{name}_file"):
+                raise ValueError(f"{name} and {name}_file are both set; keep one")
+        if self.ssl_certfile and not self.ssl_keyfile:
+            raise ValueError("ssl_certfile needs ssl_keyfile")
+        if self.security_protocol.startswith("SASL"):
+            if self.sasl_mechanism == "OAUTHBEARER":
+                self._has_one_token_source()
+            elif not (self.sasl_mechanism and self.sasl_username and (self.sasl_password or self.sasl_password_file)):
+                raise ValueError(f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password (or its _file)")
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "sasl_oauth_token_file", *(f"{name}_file" for name in _SECRETS)):
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name} {str(path)!r} is not a file")
         return self
 
+    def _has_one_token_source(self) -> None:
+        has_client = self.sasl_oauth_client_id and (self.sasl_oauth_client_secret or self.sasl_oauth_client_secret_file)
+        if bool(self.sasl_oauth_token_file) == bool(self.sasl_oauth_token_url):
+            raise ValueError("OAUTHBEARER needs either sasl_oauth_token_file or sasl_oauth_token_url")
+        if self.sasl_oauth_token_url:
+            if not has_client:
+                raise ValueError("sasl_oauth_token_url needs sasl_oauth_client_id and sasl_oauth_client_secret (or its _file)")
+            url = urlsplit(self.sasl_oauth_token_url)
+            is_here = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
+            if not url.hostname or "@" in url.netloc or not (url.scheme == "https" or is_here):
+                raise ValueError("sasl_oauth_token_url must be https://HOST/PATH without a user in it, or http on this machine")
+
+    def secret(self, name: Literal["ssl_password", "sasl_password", "sasl_oauth_client_secret"]) -> str | None:
+        """The value, or what its file holds now; None when neither is set. Raises ConfigError."""
+        value: SecretStr | None = getattr(self, name)
+        if value is not None:
+            return value.get_secret_value()
+        path: Path | None = getattr(self, f"{name}_file")
+        if path is None:
+            return None
+        try:
+            text = path.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = (isinstance(error, OSError) and error.strerror) or "it is not text"
+            raise ConfigError(f"kafka.{name}_file {str(path)!r} cannot be read: {cause}; mount a readable file") from None
+        if not text:
+            raise ConfigError(f"kafka.{name}_file {str(path)!r} is empty; write the secret into it")
+        return text
+
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments shared by every kafka-python client: addresses, timeouts, security."""
+        """Keyword arguments shared by every kafka-python client: addresses, timeouts, security. Raises ConfigError, as `secret` does."""
         options: dict[str, Any] = {
             "bootstrap_servers": [server.strip() for server in self.bootstrap_servers.split(",") if server.strip()],
             "bootstrap_timeout_ms": self.bootstrap_timeout_ms,
@@ -95,13 +179,31 @@ class KafkaSettings(_Section):
             path: Path | None = getattr(self, name)
             if path is not None:
                 options[name] = str(path)
-        if self.sasl_password is not None and self.security_protocol.startswith("SASL"):
-            options |= {
-                "sasl_mechanism": self.sasl_mechanism,
-                "sasl_plain_username": self.sasl_username,
-                "sasl_plain_password": self.sasl_password.get_secret_value(),
-            }
+        if (passphrase := self.secret("ssl_password")) is not None:
+            options["ssl_password"] = passphrase
+        if self.security_protocol.startswith("SASL"):
+            options["sasl_mechanism"] = self.sasl_mechanism
+            if self.sasl_mechanism == "OAUTHBEARER":
+                options["sasl_oauth_token_provider"] = token_provider(self)
+            else:
+                options |= {"sasl_plain_username": self.sasl_username, "sasl_plain_password": self.secret("sasl_password")}
         return options
+
+
+@functools.cache
+def token_provider(kafka: KafkaSettings) -> "FileTokens | ClientCredentialsTokens":
+    """Where OAUTHBEARER tokens come from: one for all clients of the same settings, so that they share a token and its renewal."""
+    from fifa_stream.oauth import ClientCredentialsTokens, FileTokens
+
+    if kafka.sasl_oauth_token_file is not None:
+        return FileTokens(kafka.sasl_oauth_token_file)
+    assert kafka.sasl_oauth_token_url and kafka.sasl_oauth_client_id, "settings are checked when they are made"
+    return ClientCredentialsTokens(
+        kafka.sasl_oauth_token_url,
+        kafka.sasl_oauth_client_id,
+        lambda: kafka.secret("sasl_oauth_client_secret") or "",
+        scope=kafka.sasl_oauth_scope,
+    )
 
 
 class EngineSettings(_Section):
@@ -138,6 +240,58 @@ class LimitSettings(_Section):
     """Longer side of the image that face detection sees."""
 
 
+class ClaimSettings(_Section):
+    """Frames by reference: records with a claim instead of an image; docs/claims.md. Credentials for s3 that are unset here are looked for where AWS
+    clients do: AWS_ variables, web identity, container and instance roles."""
+
+    allowed: tuple[str, ...] = ()
+    """Places that claims may name, each ending with '/': file:///FOLDER/, s3://BUCKET/PREFIX/ (extra `claims`), https://HOST/PATH/. Empty: none,
+    and every claim becomes a dead letter."""
+    max_bytes: int = Field(32 << 20, ge=1)
+    """A claim that declares more is refused unread."""
+    timeout_s: float = Field(10.0, gt=0, le=600)
+    """Longest time for one try to fetch one claim, from the connection to the last byte."""
+    threads: int = Field(4, ge=1, le=256)
+    """Claims fetched at once."""
+    threshold_bytes: int = Field(512 << 10, ge=0)
+    """`send --store` puts images above this size to the store; smaller ones travel in the record."""
+    s3_endpoint: str | None = Field(None, pattern=r"^https?://[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*(:[0-9]{1,5})?$")
+    """Of an S3-compatible store, addressed by path: https://HOST:PORT; unset: AWS."""
+    s3_region: str | None = None
+    """Of the buckets; unset: us-east-1."""
+    s3_access_key_id: str | None = None
+    """Key to sign requests with."""
+    s3_secret_access_key: SecretStr | None = None
+    """Secret of s3_access_key_id; masked wherever settings are shown."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("s3_access_key_id and s3_secret_access_key go together")
+        urlsplit(self.s3_endpoint or "").port  # noqa: B018 (raises ValueError above 65535)
+        return self
+
+
+class VideoSettings(_Section):
+    """Chunks of H.264 in MP4; they need the extra `video`."""
+
+    sample_fps: float = Field(1.0, gt=0, le=1000)
+    """Frames looked at per second of video. The first frame of a chunk always is."""
+    max_frames: int = Field(16, ge=1)
+    """Frames looked at per chunk; where sample_fps asks for more they are spread evenly over the chunk."""
+    max_explained_frames: int = Field(1, ge=0)
+    """With engine.explain = auto: in so many frames of a chunk faces are explained, those with the highest scores."""
+    max_pixels: int = Field(9_437_184, ge=1, lt=1 << 31)
+    """Width x height (4096x2304), checked before a frame is decoded; limits.max_pixels holds as well. A decoder may keep 35 pictures of 1.5 bytes a
+    pixel: 500 MB."""
+    max_duration_s: float = Field(60.0, gt=0)
+    """Longer chunks are dead-lettered."""
+    max_decoded_frames: int = Field(3_600, ge=1)
+    """Frames in a chunk, looked at or not: reaching the last one may mean to decode all. Counted before a frame is decoded."""
+    decode_timeout_s: float = Field(10.0, gt=0)
+    """Longest time to decode one chunk; beyond it the chunk is dead-lettered."""
+
+
 class BatchSettings(_Section):
     """How frames are grouped for one inference."""
 
@@ -149,13 +303,49 @@ class BatchSettings(_Section):
     """Faces per run of the engine; more are split."""
 
 
+class DeadLetterSettings(_Section):
+    """When to stop rather than turn a whole topic into dead letters; docs/dead-letters.md. Counted for each partition, anew after a start."""
+
+    max_run: int = Field(100, ge=0)
+    """`run` stops instead of writing this many dead letters in a row, with status 70. 0: no limit."""
+    max_ratio: float = Field(0.5, gt=0, le=1)
+    """`run` stops when a larger part than this of the last `window` answers would be dead letters. 1: no limit."""
+    window: int = Field(1_000, ge=1, le=1_000_000)
+    """Answers that max_ratio looks back on."""
+    min_answers: int = Field(200, ge=1)
+    """With fewer answers than this behind it max_ratio is not looked at."""
+    keep_image: bool = True
+    """Whether a dead letter holds the image. False: key, headers and the image's digest only; such a letter cannot be replayed."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.min_answers > self.window:
+            raise ValueError(f"min_answers {self.min_answers} must not be above window {self.window}, or max_ratio is never looked at")
+        return self
+
+
+class SheddingSettings(_Section):
+    """Which frames are skipped when there are more than can be judged. A skipped frame still has its verdict: inconclusive, with the note `shed`."""
+
+    policy: Literal["off", "late", "newest"] = "off"
+    """off: every frame is judged, however late. late: frames that waited for longer than max_age_ms, or whose deadline has passed, are skipped.
+    newest: of each stream only the newest max_waiting_per_stream of the frames that wait are judged."""
+    max_age_ms: int = Field(10_000, ge=1)
+    """With late: since the record's timestamp, by this machine's clock. Producers' clocks may differ: prefer message.timestamp.type=LogAppendTime."""
+    max_waiting_per_stream: int = Field(1, ge=1)
+    """With newest: more frames than this of one stream never wait for the engine."""
+
+
 class RuntimeSettings(_Section):
     """The life of the process."""
 
     drain_timeout_s: float = Field(25.0, gt=0)
     """After SIGTERM: time to finish what is in flight. Keep below the pod's terminationGracePeriodSeconds."""
     transient_attempts: int = Field(5, ge=1)
-    """Tries of a batch that fails for a passing reason, before the process stops."""
+    """Tries of a batch that fails for a passing reason, and returns to the committed offsets without a commit in between, before the process
+    stops."""
+    batch_timeout_s: float = Field(300.0, gt=0)
+    """A batch that the engine has not given back after this long ends the process with status 70; its records are answered after the restart."""
     health_port: int = Field(8080, ge=0, le=65535)
     """/health/live, /health/ready, /health/started and /metrics; 0 turns them off."""
     health_host: str = "127.0.0.1"
@@ -181,7 +371,11 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
+    claims: ClaimSettings = ClaimSettings()
+    video: VideoSettings = VideoSettings()
     batch: BatchSettings = BatchSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    shedding: SheddingSettings = SheddingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
@@ -251,7 +445,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"setting {name} does not exist; docs/configuration.md lists all{more}"
     value = first.get("input")
-    given = f", got {value!r}" if isinstance(value, str | int | float | bool) and "password" not in name else ""
+    is_secret = "password" in name or "secret" in name
+    given = f", got {value!r}" if isinstance(value, str | int | float | bool) and not is_secret else ""
     remedy = (
         f"set {ENV_PREFIX}{ENV_DELIMITER.join(path).upper()} or {name} in the file" if len(path) > 1 else "docs/configuration.md lists all settings"
     )

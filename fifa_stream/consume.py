@@ -31,6 +31,9 @@ TANSU_SESSION_TIMEOUT_MS = 2_000
 COMMIT_TIMEOUT_MS = 5_000
 """A commit that takes longer is tried again at the next interval; kafka-python would retry for 30 s while nothing is polled."""
 
+REWIND_TIMEOUT_MS = 15_000
+"""Beyond the default transaction_timeout_ms: the group does not answer while a dead member's transaction holds the offsets."""
+
 
 class Rebalance(Protocol):
     """Told of every change of assignment, on the client's own thread: only bookkeeping, never a blocking call."""
@@ -76,9 +79,21 @@ class Consumer(Protocol):
         """Store next offsets. False: not accepted now (rebalance, slow broker); the next commit covers it."""
         ...
 
+    def member(self) -> object:
+        """Who we are to the group now, for `TransactionalProducer.commit`."""
+        ...
+
+    def rewind(self, begins: Mapping[Partition, int]) -> None:
+        """Go back to the committed offsets of these partitions, where there are none to the given ones. Raises GroupError."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
+
+
+class GroupError(Exception):
+    """The group does not tell what is committed."""
 
 
 class CodecMissing(ImportError):
@@ -100,6 +115,7 @@ class KafkaConsumer:
         self._consumer = kafka_python.KafkaConsumer(
             **kafka.client_options(),
             group_id=kafka.group_id,
+            group_instance_id=kafka.group_instance_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
@@ -150,6 +166,22 @@ class KafkaConsumer:
             logger.warning("commit not accepted, trying again at the next interval: group=%s error=%s", self._group_id, type(error).__name__)
             return False
         return True
+
+    def member(self) -> object:
+        """Group, member and generation as kafka-python knows them now."""
+        return self._consumer.group_metadata()
+
+    def rewind(self, begins: Mapping[Partition, int]) -> None:
+        """Ask the group and seek. Offsets of an open transaction are waited for (KIP-447)."""
+        for partition, begin in begins.items():
+            where = TopicPartition(*partition)
+            try:
+                committed = self._consumer.committed(where, timeout_ms=REWIND_TIMEOUT_MS)
+                self._consumer.seek(where, begin if committed is None else committed)
+            except KafkaError as error:
+                raise GroupError(f"the committed offset of {partition} cannot be read: {type(error).__name__}: {error}") from None
+            except ValueError:
+                continue  # given up meanwhile: its next owner begins at what is committed
 
     def _offsets(self, positions: Mapping[Partition, int]) -> dict[Any, Any]:
         return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}

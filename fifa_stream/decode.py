@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from fifa_stream.mp4 import MP4, is_mp4
 from fifa_stream.records import Reason, RecordError
 
 JPEG, PNG, WEBP = "image/jpeg", "image/png", "image/webp"
@@ -89,7 +90,9 @@ def decode_image(value: bytes, *, content_type: str | None, limits: DecodeLimits
         )
     found = sniff(value)
     if found is None:
-        raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {_guess(value)}, not JPEG, PNG or WebP; convert the image before sending")
+        raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {_guess(value)}, not JPEG, PNG, WebP or MP4; convert them before sending")
+    if found == MP4:
+        raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {MP4}, and one picture is wanted; give JPEG, PNG or WebP")
     declared = _ALIASES.get(content_type or "", content_type)
     if declared not in (None, "", _UNDECLARED, found):
         message = f"content-type says {(declared or '')[:80]!r}, the bytes are {found}; declare what is sent or leave the header out"
@@ -109,14 +112,14 @@ def decode_image(value: bytes, *, content_type: str | None, limits: DecodeLimits
 
 
 def sniff(value: bytes) -> str | None:
-    """The content type that the first bytes show; None for anything but JPEG, PNG and WebP."""
+    """The content type that the first bytes show; None for anything but JPEG, PNG, WebP and MP4, which is not for `decode_image`."""
     if value.startswith(b"\xff\xd8\xff"):
         return JPEG
     if value.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if value[:4] == b"RIFF" and value[8:12] == b"WEBP":
         return WEBP
-    return None
+    return MP4 if is_mp4(value) else None
 
 
 def _guess(value: bytes) -> str:

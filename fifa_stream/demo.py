@@ -108,7 +108,7 @@ class Ledger:
             twin = self.score(frame.twin or "")
             return answer.fake_score is not None and twin is not None and answer.fake_score > twin
         if frame.kind == "no_face":
-            return not answer.faces and any(note.code is NoteCode.NO_FACE for note in answer.notes)
+            return not answer.all_faces and any(note.code is NoteCode.NO_FACE for note in answer.notes)
         return frame.kind == "own"
 
     @property
@@ -255,7 +255,7 @@ def got(answers: Sequence[Verdict | DeadLetter]) -> str:
     answer = answers[0]
     if isinstance(answer, DeadLetter):
         return f"dead letter: {answer.reason}"
-    if not answer.faces:
+    if not answer.all_faces:
         return "no face"
     return answer.label.value if answer.fake_score is None else f"{answer.label.value} ({answer.fake_score:.3f})"
 
@@ -267,7 +267,8 @@ def _table(ledger: Ledger, *, only_failures: bool = False) -> Table:
         is_good = ledger.is_as_expected(number)
         if only_failures and is_good:
             continue
-        texts = [face.explanation.text for answer in answers if isinstance(answer, Verdict) for face in answer.faces if face.explanation is not None]
+        faces = [face for answer in answers if isinstance(answer, Verdict) for face in answer.all_faces]
+        texts = [face.explanation.text for face in faces if face.explanation is not None]
         # A twin that is still missing is no failure yet.
         mark = Text("yes", style="green") if is_good else Text("NO", style="bold red") if only_failures or ledger.is_complete else Text("...")
         row = (frame.name, ledger.expected(number), got(answers) if answers or only_failures else "...")

@@ -28,12 +28,16 @@ class ExitCode(enum.IntEnum):
     SOME_FAILED = (
         1,
         "`analyze`: an image has no verdict. `send`: an image was not sent. `demo`: what was got is not what was expected. `engine check`: an engine "
-        "differs too far from its checkpoint.",
+        "differs too far from its checkpoint. `dead-letters`: there is no such letter, or `replay` skipped one.",
     )
     USAGE = 2, "An option, a setting or the settings file is wrong."
     BROKER = 3, "The broker cannot be reached, refuses, or lacks a topic."
     ENGINE = 4, "The engine bundle is missing, damaged, not the pinned one, cannot run here, cannot be built, or is refused by its acceptance pack."
-    STOPPED = 70, "`run` stopped itself before a commit: a delivery failed, or an error that no record explains. Nothing is lost; restart it."
+    STOPPED = (
+        70,
+        "`run` stopped itself before a commit: deliveries fail, a step hangs, too many dead letters, or an error that no record explains. Nothing is "
+        "lost; restart it.",
+    )
     DRAIN_TIMEOUT = 75, "`run` could not finish within `runtime.drain_timeout_s`; the rest is answered again after a restart."
     ABORTED = 130, "A second signal; what was in flight is answered again after a restart."
 
@@ -49,7 +53,13 @@ EXPECTED_ERRORS = {
     },
     ExitCode.BROKER: {"fifa_stream.cluster.BrokerError", "fifa_stream.produce.TopicError"},
     ExitCode.ENGINE: {"engines.contracts.EngineError"},
-    ExitCode.STOPPED: {"fifa_stream.produce.DeliveryError", "fifa_stream.runner.ProcessingError", "kafka.errors.KafkaError"},
+    ExitCode.STOPPED: {
+        "fifa_stream.dead_letters.TooManyDeadLetters",
+        "fifa_stream.produce.DeliveryError",
+        "fifa_stream.produce.Fenced",
+        "fifa_stream.runner.ProcessingError",
+        "kafka.errors.KafkaError",
+    },
 }
 """By home and name, so that a command imports nothing only to name its errors."""
 

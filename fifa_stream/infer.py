@@ -1,11 +1,12 @@
 """Stage 4: frames to verdicts. Decodes, finds faces, judges all faces of all frames in one batch, takes questions to crops and masks home.
 
-`FramePipeline.process` serves Kafka records; `judge` serves images that never saw a broker. Both answer every image by a verdict or a RecordError.
+`FramePipeline.process` serves Kafka records; `judge` serves images that never saw a broker. Both answer every image, and every video chunk with its
+sampled frames, by one verdict or one RecordError.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +18,9 @@ from engines.analyzer import ExplainPolicy
 from engines.bundle import Bundle
 from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
 from engines.preprocess import Crop
-from fifa_stream.decode import DecodeLimits, Frame, decode_image
+from fifa_stream.decode import DecodeLimits, decode_image, sniff
 from fifa_stream.detect import DetectLimits, Face, FaceDetector, FoundFaces
+from fifa_stream.mp4 import MP4
 from fifa_stream.records import (
     EngineIdentity,
     EvidenceItem,
@@ -36,11 +38,16 @@ from fifa_stream.records import (
     QueryAnswered,
     RecordError,
     RunLengths,
+    SampledFrame,
     Verdict,
 )
+from fifa_stream.shedding import Shed, shed_verdict
+from fifa_stream.video import VideoLimits, open_chunk
 
 MASK_THRESHOLD = 0.5
 """A frame pixel belongs to a mask from this probability on."""
+MAX_HELD_FACES = 256
+"""Crops that wait for the rest of their batch, 150 KB each: as many as one image or one chunk may have by default. At this number they are judged."""
 
 
 class FaceAnalyzer(Protocol):
@@ -81,11 +88,14 @@ class PipelineLimits:
     max_batch_faces: int = 16
     """Faces per run of the engine; more are split."""
     explain: ExplainPolicy = "auto"
+    video: VideoLimits = field(default_factory=VideoLimits)
+    max_explained_frames: int = 1
+    """Frames of a chunk whose faces are explained with `explain` auto, those with the highest scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image to judge, still encoded, and what is known of it."""
+    """An image or a video chunk to judge, still encoded, and what is known of it."""
 
     value: bytes
     content_type: str | None = None
@@ -111,23 +121,52 @@ class EncodedImage:
             frame_index=record.frame_index,
             pts_ms=record.pts_ms,
         )
-        return EncodedImage(raw.value or b"", record.content_type, record.is_crop, record.deadline_ms, record.query, coordinates)
+        uri = None if record.claim is None else record.claim.uri
+        return EncodedImage(record.value, record.content_type, record.is_crop, record.deadline_ms, record.query, coordinates, uri)
+
+
+@dataclass(slots=True)
+class _Picture:
+    """Pixels in which faces were looked for: an image, or a sampled frame of a chunk."""
+
+    size_hw: tuple[int, int]
+    found: FoundFaces
+    index: int = 0
+    """Of a sampled frame, as its time."""
+    pts_ms: int = 0
+    asked: tuple[AreaQuery | None, ...] = ()
+    """One for each face found."""
+    notes: tuple[Note, ...] = ()
+    """Why nothing is asked."""
+    analyses: list[Analysis] = field(default_factory=list)
+    unexplained: str = "explanations are off or the deadline has passed"
+    """Why a face that deserves an explanation has none."""
 
 
 @dataclass(slots=True)
 class _Open:
-    """An image on its way: what is known so far."""
+    """An image or a chunk on its way: what is known so far."""
 
     image: EncodedImage
-    frame: Frame
-    found: FoundFaces
+    media: Media
+    pictures: list[_Picture]
+    """One for an image."""
     is_late: bool
-    asked: tuple[AreaQuery | None, ...]
-    """One for each face found."""
-    notes: tuple[Note, ...]
-    """Why nothing is asked."""
     timings_ms: dict[str, float]
-    analyses: list[Analysis] = field(default_factory=list)
+
+    @property
+    def is_video(self) -> bool:
+        return self.media.type == "video"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A face for the engine, and what is wanted of it."""
+
+    item: _Open
+    face: Face
+    explain: ExplainPolicy
+    asked: AreaQuery | None = None
 
 
 class FramePipeline:
@@ -161,25 +200,81 @@ class FramePipeline:
         """Answer every record, in order."""
         return self.judge([EncodedImage.of(frame) for frame in frames])
 
+    def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
+        """Answer without a look."""
+        return shed_verdict(frame, shed, engine=self._engine, operating_point=self._operating_point)
+
     def judge(self, images: Sequence[EncodedImage]) -> list[Verdict | RecordError]:
-        """Answer every image, in order. A bad image is its RecordError; whatever else goes wrong is raised."""
-        opened = [self._open(image) for image in images]
+        """Answer every image and chunk, in order. A bad one is its RecordError; whatever else goes wrong is raised."""
+        outcomes: list[Verdict | RecordError] = []
+        opened: list[_Open | RecordError] = []
+        num_held = 0
+        for image in images:
+            item = self._open(image)
+            opened.append(item)
+            num_held += 0 if isinstance(item, RecordError) else sum(len(picture.found.faces) for picture in item.pictures)
+            if num_held >= MAX_HELD_FACES:
+                outcomes += self._answer(opened)
+                opened, num_held = [], 0
+        return outcomes + self._answer(opened)
+
+    def _answer(self, opened: Sequence[_Open | RecordError]) -> list[Verdict | RecordError]:
         self._analyze([item for item in opened if isinstance(item, _Open)])
         return [self._verdict(item) if isinstance(item, _Open) else item for item in opened]
 
     def _open(self, image: EncodedImage) -> _Open | RecordError:
-        start = self._clock_s()
         try:
-            frame = decode_image(image.value, content_type=image.content_type, limits=self._limits.decode)
+            media, pictures, timings_ms = self._open_chunk(image) if sniff(image.value) == MP4 else self._open_image(image)
         except RecordError as error:
-            return error
-        decoded = self._clock_s()
-        found = self._detector.whole(frame.image_HWC) if image.is_crop else self._detector.detect(frame.image_HWC)
+            return RecordError(error.reason, str(error))  # a new one: the traceback of the other holds bytes, pixels and decoders
         left_s = self._seconds_left(image)
         is_late = left_s is not None and left_s < 0
-        timings_ms = {"decode": (decoded - start) * 1000, "detect": (self._clock_s() - decoded) * 1000, "analyze": 0.0}
-        asked, notes = self._ask(image.query, found.faces, frame.image_HWC.shape[:2], is_late)
-        return _Open(image, frame, found, is_late, asked, notes, timings_ms)
+        for picture in pictures:
+            picture.asked, picture.notes = self._ask(image.query, picture.found.faces, picture.size_hw, is_late)
+        return _Open(image, media, pictures, is_late, {**timings_ms, "analyze": 0.0})
+
+    def _open_image(self, image: EncodedImage) -> tuple[Media, list[_Picture], dict[str, float]]:
+        start = self._clock_s()
+        frame = decode_image(image.value, content_type=image.content_type, limits=self._limits.decode)
+        decoded = self._clock_s()
+        picture = self._picture(frame.image_HWC, is_crop=image.is_crop)
+        height, width = picture.size_hw
+        media = Media(content_type=frame.content_type, sha256=frame.sha256, size_bytes=frame.size_bytes, width=width, height=height, uri=image.uri)
+        return media, [picture], {"decode": (decoded - start) * 1000, "detect": (self._clock_s() - decoded) * 1000}
+
+    def _open_chunk(self, image: EncodedImage) -> tuple[Media, list[_Picture], dict[str, float]]:
+        """Faces are looked for in each sampled frame as it is decoded: of its pixels only the crops stay."""
+        mark = self._clock_s()
+        timings_ms = {"decode": 0.0, "detect": 0.0}
+        chunk = open_chunk(image.value, content_type=image.content_type, limits=self._limits.video)
+        pictures = []
+        for frame in chunk.frames():
+            decoded = self._clock_s()
+            picture = self._picture(frame.image_HWC, is_crop=image.is_crop)
+            picture.index, picture.pts_ms = frame.index, frame.pts_ms
+            pictures.append(picture)
+            timings_ms["decode"] += (decoded - mark) * 1000
+            mark = self._clock_s()
+            timings_ms["detect"] += (mark - decoded) * 1000
+        timings_ms["decode"] += (self._clock_s() - mark) * 1000
+        pictures.sort(key=lambda picture: picture.index)
+        height, width = pictures[0].size_hw
+        media = Media(
+            type="video",
+            content_type=MP4,
+            sha256=chunk.sha256,
+            size_bytes=chunk.size_bytes,
+            width=width,
+            height=height,
+            uri=image.uri,
+            duration_ms=chunk.duration_ms,
+            num_frames=chunk.num_frames,
+        )
+        return media, pictures, timings_ms
+
+    def _picture(self, image_HWC: NDArray[np.uint8], *, is_crop: bool) -> _Picture:
+        found = self._detector.whole(image_HWC) if is_crop else self._detector.detect(image_HWC)
+        return _Picture(image_HWC.shape[:2], found)
 
     def _ask(
         self, query: Query | None, faces: Sequence[Face], frame_size_hw: tuple[int, int], is_late: bool
@@ -210,69 +305,117 @@ class FramePipeline:
         return nobody, (Note(code=NoteCode.QUERY_NOT_ANSWERED, message=f"{reason}: not asked"),)
 
     def _analyze(self, items: Sequence[_Open]) -> None:
-        """Judge all faces in runs of at most `max_batch_faces`; each frame is charged its share of a run's time."""
-        faces = [(item, face, asked) for item in items for face, asked in zip(item.found.faces, item.asked, strict=True)]
-        for first in range(0, len(faces), self._limits.max_batch_faces):
-            batch = faces[first : first + self._limits.max_batch_faces]
+        """Judge all faces of all pictures; then, with `explain` auto, explain the frames of each chunk that score highest."""
+        faces = [
+            (picture, _Job(item, face, self._policy(item, face), asked))
+            for item in items
+            for picture in item.pictures
+            for face, asked in zip(picture.found.faces, picture.asked, strict=True)
+        ]
+        for (picture, _), analysis in zip(faces, self._run([job for _, job in faces]), strict=True):
+            picture.analyses.append(analysis)
+        if self._limits.explain != "auto":
+            return
+        doubted = [(item, *place) for item in items if item.is_video and not item.is_late for place in self._to_explain(item.pictures)]
+        jobs = [_Job(item, picture.found.faces[number], "always") for item, picture, number in doubted]
+        for (_, picture, number), analysis in zip(doubted, self._run(jobs), strict=True):
+            picture.analyses[number] = replace(picture.analyses[number], explanation=analysis.explanation)
+
+    def _to_explain(self, pictures: Sequence[_Picture]) -> list[tuple[_Picture, int]]:
+        """The faces that deserve an explanation in the frames of one chunk that score highest, by their number in the picture."""
+        explain_at = self._analyzer.operating_point.explain_at
+        scores = [
+            {
+                number: analysis.fake_score
+                for number, (face, analysis) in enumerate(zip(picture.found.faces, picture.analyses, strict=True))
+                if face.quality.passed and analysis.fake_score >= explain_at
+            }
+            for picture in pictures
+        ]
+        ranked = sorted((place for place, of_faces in enumerate(scores) if of_faces), key=lambda place: -max(scores[place].values()))
+        limit = self._limits.max_explained_frames
+        for place in ranked[limit:]:
+            pictures[place].unexplained = f"of a chunk the frames with the highest scores are explained, at most {limit} (video.max_explained_frames)"
+        return [(pictures[place], number) for place in ranked[:limit] for number in scores[place]]
+
+    def _run(self, jobs: Sequence[_Job]) -> Iterator[Analysis]:
+        """Runs of at most `max_batch_faces`; each image or chunk is charged its share of a run's time."""
+        for first in range(0, len(jobs), self._limits.max_batch_faces):
+            batch = jobs[first : first + self._limits.max_batch_faces]
             start = self._clock_s()
             analyses = self._analyzer.analyze(
-                np.stack([face.crop.image_HWC for _, face, _ in batch]),
-                explain=[self._policy(item, face) for item, face, _ in batch],
-                queries=[asked for _, _, asked in batch],
-                seconds_left=[self._seconds_left(item.image) for item, _, _ in batch],
+                np.stack([job.face.crop.image_HWC for job in batch]),
+                explain=[job.explain for job in batch],
+                queries=[job.asked for job in batch],
+                seconds_left=[self._seconds_left(job.item.image) for job in batch],
             )
             share_ms = (self._clock_s() - start) * 1000 / len(batch)
-            for (item, _, _), analysis in zip(batch, analyses, strict=True):
-                item.analyses.append(analysis)
-                item.timings_ms["analyze"] += share_ms
+            for job, analysis in zip(batch, analyses, strict=True):
+                job.item.timings_ms["analyze"] += share_ms
+                yield analysis
 
     def _seconds_left(self, image: EncodedImage) -> float | None:
         return None if image.deadline_ms is None else image.deadline_ms / 1000 - self._unix_time_s()
 
     def _policy(self, item: _Open, face: Face) -> ExplainPolicy:
-        if item.is_late or (self._limits.explain == "auto" and not face.quality.passed):
+        """Of the first run: which frames of a chunk are explained is known after it."""
+        if item.is_late or (self._limits.explain == "auto" and (item.is_video or not face.quality.passed)):
             return "never"
         return self._limits.explain
 
     def _verdict(self, item: _Open) -> Verdict:
         start = self._clock_s()
-        image, frame = item.image, item.frame
-        height, width = frame.image_HWC.shape[:2]
-        faces = tuple(
-            self._face_verdict(number, face, analysis, (height, width))
-            for number, (face, analysis) in enumerate(zip(item.found.faces, item.analyses, strict=True))
-        )
-        deciding = max((face for face in faces if face.quality.passed), key=lambda face: face.fake_score, default=None)
-        notes = list(item.found.notes)
-        if faces and deciding is None:
-            faults = {note.code: note for face in reversed(item.found.faces) for note in face.notes if note.code is not NoteCode.ROTATED}
-            notes.extend(Note(code=note.code, message=f"no face is fit to decide: {note.message}") for note in faults.values())
-        if item.is_late:
-            notes.append(Note(code=NoteCode.DEADLINE_PASSED, message=f"judged after deadline-ms {image.deadline_ms}: scored, not explained"))
-        notes.extend(item.notes)
-        query = None if image.query is None else _answered(image.query, item)
+        image, media = item.image, item.media
+        coordinates = image.input
+        frames = tuple(self._sampled_frame(item, picture) for picture in item.pictures)
+        deciding = max((frame for frame in frames if frame.fake_score is not None), key=lambda frame: frame.fake_score or 0.0, default=None)
         timings_ms = {**item.timings_ms, "masks": (self._clock_s() - start) * 1000}
         timings_ms["total"] = sum(timings_ms.values())
-        coordinates = image.input
         return Verdict(
-            id=frame.sha256 if coordinates is None else f"{coordinates.topic}/{coordinates.partition}/{coordinates.offset}",
+            id=media.sha256 if coordinates is None else f"{coordinates.topic}/{coordinates.partition}/{coordinates.offset}",
             input=coordinates,
             engine=self._engine,
-            media=Media(content_type=frame.content_type, sha256=frame.sha256, size_bytes=frame.size_bytes, width=width, height=height, uri=image.uri),
+            media=media,
             label=Label.INCONCLUSIVE if deciding is None else deciding.label,
             fake_score=None if deciding is None else deciding.fake_score,
             operating_point=self._operating_point,
-            faces=faces,
-            notes=tuple(notes),
+            faces=() if item.is_video else frames[0].faces,
+            notes=_chunk_notes(item, frames) if item.is_video else frames[0].notes,
             timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings_ms.items()},
-            query=query,
+            query=None if item.is_video else frames[0].query,
+            frames=frames if item.is_video else None,
         )
 
-    def _face_verdict(self, number: int, face: Face, analysis: Analysis, frame_size_hw: tuple[int, int]) -> FaceVerdict:
+    def _sampled_frame(self, item: _Open, picture: _Picture) -> SampledFrame:
+        """What is said of one picture; of an image as well, whose verdict takes it over."""
+        faces = tuple(
+            self._face_verdict(number, picture, face, analysis)
+            for number, (face, analysis) in enumerate(zip(picture.found.faces, picture.analyses, strict=True))
+        )
+        deciding = max((face for face in faces if face.quality.passed), key=lambda face: face.fake_score, default=None)
+        notes = list(picture.found.notes)
+        if faces and deciding is None:
+            faults = {note.code: note for face in reversed(picture.found.faces) for note in face.notes if note.code is not NoteCode.ROTATED}
+            notes.extend(Note(code=note.code, message=f"no face is fit to decide: {note.message}") for note in faults.values())
+        if not item.is_video:
+            notes.extend(_deadline_notes(item))
+        notes.extend(picture.notes)
+        start_ms = (item.image.input.pts_ms or 0) if item.image.input is not None else 0
+        return SampledFrame(
+            index=picture.index,
+            pts_ms=start_ms + picture.pts_ms,
+            label=Label.INCONCLUSIVE if deciding is None else deciding.label,
+            fake_score=None if deciding is None else deciding.fake_score,
+            faces=faces,
+            notes=tuple(notes),
+            query=None if item.image.query is None else _answered(item.image.query, picture),
+        )
+
+    def _face_verdict(self, number: int, picture: _Picture, face: Face, analysis: Analysis) -> FaceVerdict:
         notes = list(face.notes)
         explanation = analysis.explanation
         if explanation is None and analysis.fake_score >= self._analyzer.operating_point.explain_at:
-            reason = "the face is not fit to be judged" if not face.quality.passed else "explanations are off or the deadline has passed"
+            reason = "the face is not fit to be judged" if not face.quality.passed else picture.unexplained
             notes.append(Note(code=NoteCode.NOT_EXPLAINED, message=f"{reason}: scored only"))
         if explanation is not None and explanation.truncated:
             notes.append(
@@ -301,20 +444,40 @@ class FramePipeline:
             evidence=()
             if explanation is None
             else tuple(
-                _evidence_item(f"{number}.{index}", evidence, face.crop, frame_size_hw) for index, evidence in enumerate(explanation.evidence)
+                _evidence_item(f"{number}.{index}", evidence, face.crop, picture.size_hw) for index, evidence in enumerate(explanation.evidence)
             ),
             explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup),
             notes=tuple(notes),
         )
 
 
-def _answered(query: Query, item: _Open) -> QueryAnswered:
-    height, width = item.frame.image_HWC.shape[:2]
+def _deadline_notes(item: _Open) -> tuple[Note, ...]:
+    if not item.is_late:
+        return ()
+    return (Note(code=NoteCode.DEADLINE_PASSED, message=f"judged after deadline-ms {item.image.deadline_ms}: scored, not explained"),)
+
+
+_UNDECIDED = frozenset(NoteCode) - {NoteCode.TOO_MANY_FACES, NoteCode.QUERY_NOT_ANSWERED, NoteCode.QUERY_NOT_ON_A_FACE}
+"""Of the notes on a frame, those that say why it decides nothing."""
+
+
+def _chunk_notes(item: _Open, frames: Sequence[SampledFrame]) -> tuple[Note, ...]:
+    """Of the chunk: why none of its frames decides, each reason once, and that it was late. What concerns one frame stands in that frame."""
+    if any(frame.fake_score is not None for frame in frames):
+        return _deadline_notes(item)
+    reasons = {note.code: note for frame in reversed(frames) for note in frame.notes if note.code in _UNDECIDED}
+    return (
+        *(Note(code=note.code, message=f"none of the {len(frames)} sampled frames decides: {note.message}") for note in reasons.values()),
+        *_deadline_notes(item),
+    )
+
+
+def _answered(query: Query, picture: _Picture) -> QueryAnswered:
     answers = []
-    for number, (face, asked, analysis) in enumerate(zip(item.found.faces, item.asked, item.analyses, strict=True)):
+    for number, (face, asked, analysis) in enumerate(zip(picture.found.faces, picture.asked, picture.analyses, strict=True)):
         if asked is not None:
             assert analysis.answer is not None, f"the engine was asked about {asked!r} and did not answer"
-            answers.append(_face_answer(number, analysis.answer, face.crop, (height, width), query.box_xyxy))
+            answers.append(_face_answer(number, analysis.answer, face.crop, picture.size_hw, query.box_xyxy))
     return QueryAnswered(region=query.region, box=query.box_xyxy, answers=tuple(answers))
 
 

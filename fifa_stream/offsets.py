@@ -5,10 +5,14 @@ partition was given up moves nothing. Safe for two threads: the loop, and the cl
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from fifa_stream.records import RawRecord
+
+T = TypeVar("T")
 
 Partition = tuple[str, int]
 """(topic, partition)."""
@@ -58,6 +62,8 @@ class OffsetTracker:
         self._assignments: dict[Partition, Assignment] = {}
         self._num_in_flight = 0
         self._bytes_in_flight = 0
+        self.num_times_back = 0
+        """How often a partition delivered an offset again without having been given up."""
 
     @property
     def num_in_flight(self) -> int:
@@ -82,6 +88,18 @@ class OffsetTracker:
                 self._end(partition)
                 self._assignments[partition] = Assignment()
 
+    def restart(self) -> dict[Partition, int]:
+        """End every stay and begin it anew: nothing in flight counts any more. Returns, of each partition that delivered anything, where its
+        uncommitted records begin."""
+        with self._lock:
+            begins = {}
+            for partition, assignment in self._assignments.items():
+                assignment.live = False
+                if assignment.last_started >= 0:
+                    begins[partition] = assignment.committed
+                self._assignments[partition] = Assignment()
+            return begins
+
     def revoke(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """End the stays; return what may be committed before the partitions go. After a loss the return value is for nobody."""
         with self._lock:
@@ -104,6 +122,7 @@ class OffsetTracker:
             if record.offset <= assignment.last_started:
                 # The log went back (topic made anew, truncation, a position reset): what came before no longer bounds the watermark.
                 assignment = self._assignments[partition] = Assignment()
+                self.num_times_back += 1
             if assignment.last_started < 0:
                 assignment.committed = record.offset
             assignment.pending[record.offset] = None
@@ -135,3 +154,29 @@ class OffsetTracker:
             for partition, position in positions.items():
                 if partition in self._assignments:
                     self._assignments[partition].committed = position
+
+
+class InOrder(Generic[T]):
+    """Answers in any order in, in the order of their records out, by assignment: a stream's verdicts keep its order, and what was sent of a
+    partition is always a gapless run, so that a transaction holds exactly the answers below the offsets that it commits. One thread."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Assignment, deque[Ticket]] = {}
+        """Not released, in the order of their records."""
+        self._ready: dict[Assignment, dict[int, T]] = {}
+
+    def expect(self, ticket: Ticket) -> None:
+        """A record begins."""
+        self._waiting.setdefault(ticket.assignment, deque()).append(ticket)
+
+    def ready(self, ticket: Ticket, answer: T) -> list[T]:
+        """An answer comes; return what may go now. Every record that was expected comes back once, if only to be dropped."""
+        assignment = ticket.assignment
+        waiting, ready = self._waiting[assignment], self._ready.setdefault(assignment, {})
+        ready[ticket.record.offset] = answer
+        released = []
+        while waiting and waiting[0].record.offset in ready:
+            released.append(ready.pop(waiting.popleft().record.offset))
+        if not waiting:
+            del self._waiting[assignment], self._ready[assignment]
+        return released

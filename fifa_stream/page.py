@@ -19,7 +19,19 @@ from PIL import Image
 
 from engines.contracts import Mask
 from fifa_stream.decode import DecodeLimits, decode_image
-from fifa_stream.records import Box, EvidenceItem, FaceAnswer, FaceVerdict, Note, OperatingPointUsed, QueryAnswered, RunLengths, Verdict
+from fifa_stream.records import (
+    Box,
+    EvidenceItem,
+    FaceAnswer,
+    FaceVerdict,
+    Note,
+    OperatingPointUsed,
+    QueryAnswered,
+    RunLengths,
+    SampledFrame,
+    Verdict,
+)
+from fifa_stream.video import VideoLimits, open_chunk
 
 FRAME_SIDE_PX = 640
 """Longest side of an embedded frame."""
@@ -39,7 +51,7 @@ class PageEntry:
 
     name: str
     encoded: bytes | Path | None
-    """The image that the verdict is about, as it was sent, or its file; None leaves the picture out."""
+    """The image or chunk that the verdict is about, as it was sent, or its file; None leaves the pictures out."""
     outcome: Verdict | str
     """A string says why the image was refused."""
     remark: str = ""
@@ -133,7 +145,8 @@ def _summary(entries: Sequence[PageEntry]) -> str:
     for number, entry in enumerate(entries):
         outcome = entry.outcome
         if isinstance(outcome, Verdict):
-            got, score, faces = _chip(outcome.label.value), "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}", str(len(outcome.faces))
+            got, faces = _chip(outcome.label.value), str(len(outcome.all_faces))
+            score = "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}"
         else:
             got, score, faces = _chip("error", "refused"), "", ""
         expected = ""
@@ -161,41 +174,66 @@ def _article(number: int, entry: PageEntry) -> str:
             f'<article id="image-{number}"><div class="top"><h2>{escape(entry.name)}</h2>{_chip("error", "refused")}</div>{_remark(entry)}'
             f'<p class="mono">{escape(outcome)}</p></article>'
         )
-    media, image_HWC = outcome.media, None
-    if entry.encoded is not None:
-        encoded = entry.encoded.read_bytes() if isinstance(entry.encoded, Path) else entry.encoded
-        if hashlib.sha256(encoded).hexdigest() == media.sha256:  # a file may have changed since; its masks would then lie
-            image_HWC = decode_image(encoded, content_type=None, limits=DecodeLimits(len(encoded), max_pixels=1 << 31)).image_HWC
-    faces = "".join(_face(f"{number}-{face.id}", face, outcome, image_HWC) for face in outcome.faces)
-    frame = "" if image_HWC is None else f'<div class="frame">{_frame_picture(image_HWC, outcome)}</div>'
+    media = outcome.media
+    encoded = entry.encoded.read_bytes() if isinstance(entry.encoded, Path) else entry.encoded
+    if encoded is not None and hashlib.sha256(encoded).hexdigest() != media.sha256:  # a file may have changed since; its masks would then lie
+        encoded = None
     timings = ", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in outcome.timings_ms.items())
+    foot = f'<p class="quiet">{escape(timings)}</p>'
+    if outcome.frames is None:
+        image_HWC = None if encoded is None else decode_image(encoded, content_type=None, limits=DecodeLimits(len(encoded), 1 << 31)).image_HWC
+        body = _columns(str(number), outcome, outcome.operating_point, image_HWC, foot)
+    else:
+        body = f"{_notes(outcome.notes)}{foot}{_frames(number, outcome.frames, outcome.operating_point, encoded)}"
     return (
         f'<article id="image-{number}"><div class="top"><h2>{escape(entry.name)}</h2>{_chip(outcome.label.value)}'
         f'<span class="quiet">{media.width} x {media.height}, {escape(media.content_type)}</span></div>{_remark(entry)}'
-        f'<div class="columns"><div>{frame}{_notes(outcome.notes)}<p class="quiet">{escape(timings)}</p></div>'
-        f'<div class="faces">{faces}</div></div></article>'
+        f"{body}</article>"
     )
+
+
+def _frames(number: int, frames: Sequence[SampledFrame], point: OperatingPointUsed, encoded: bytes | None) -> str:
+    """The sampled frames of a chunk. One that the default sampling does not meet is shown without its picture."""
+    told = {frame.index: frame for frame in frames}
+    pictured: dict[int, str] = {}
+    if encoded is not None:
+        chunk = open_chunk(encoded, content_type=None, limits=VideoLimits(len(encoded), max_pixels=(1 << 31) - 1))
+        for shown in chunk.frames():  # one picture at a time
+            if shown.index in told:
+                pictured[shown.index] = _columns(f"{number}-{shown.index}", told[shown.index], point, shown.image_HWC)
+    return "".join(
+        f'<div class="top"><h3>Frame {frame.index} at {frame.pts_ms} ms</h3>{_chip(frame.label.value)}</div>'
+        f"{pictured.get(frame.index) or _columns(f'{number}-{frame.index}', frame, point, None)}"
+        for frame in frames
+    )
+
+
+def _columns(prefix: str, seen: Verdict | SampledFrame, point: OperatingPointUsed, image_HWC: NDArray[np.uint8] | None, foot: str = "") -> str:
+    """A picture with what is remarked of it, and its faces."""
+    faces = "".join(_face(f"{prefix}-{face.id}", face, seen.query, point, image_HWC) for face in seen.faces)
+    frame = "" if image_HWC is None else f'<div class="frame">{_frame_picture(image_HWC, seen)}</div>'
+    return f'<div class="columns"><div>{frame}{_notes(seen.notes)}{foot}</div><div class="faces">{faces}</div></div>'
 
 
 def _remark(entry: PageEntry) -> str:
     return f"<p>{escape(entry.remark)}</p>" if entry.remark else ""
 
 
-def _frame_picture(image_HWC: NDArray[np.uint8], verdict: Verdict) -> str:
+def _frame_picture(image_HWC: NDArray[np.uint8], seen: Verdict | SampledFrame) -> str:
     height, width = image_HWC.shape[:2]
     image = Image.fromarray(image_HWC)
     image.thumbnail((FRAME_SIDE_PX, FRAME_SIDE_PX))
     letter_px = max(width, height) / 22
     boxes = []
-    for face in verdict.faces:
+    for face in seen.faces:
         x0, y0, x1, y1 = face.box
         boxes.append(
             f'<rect class="{face.label.value}" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
             f'<text x="{x0 + letter_px / 4:g}" y="{y0 + letter_px:g}" font-size="{letter_px:g}" stroke-width="{letter_px / 8:g}">{face.id + 1}</text>'
         )
-    if verdict.query is not None and verdict.query.box is not None:
-        boxes.append(_asked_box(verdict.query.box))
-    label = f"The frame with {len(verdict.faces)} face{'' if len(verdict.faces) == 1 else 's'} marked"
+    if seen.query is not None and seen.query.box is not None:
+        boxes.append(_asked_box(seen.query.box))
+    label = f"The frame with {len(seen.faces)} face{'' if len(seen.faces) == 1 else 's'} marked"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
         f'<image href="{_jpeg(image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>{"".join(boxes)}</svg>'
@@ -207,15 +245,15 @@ def _asked_box(box: Box, scale: float = 1.0) -> str:
     return f'<rect class="asked" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
 
 
-def _face(face_id: str, face: FaceVerdict, verdict: Verdict, image_HWC: NDArray[np.uint8] | None) -> str:
+def _face(face_id: str, face: FaceVerdict, query: QueryAnswered | None, point: OperatingPointUsed, image_HWC: NDArray[np.uint8] | None) -> str:
     marks = _marks(face_id, 0, face.evidence)
-    asked = None if verdict.query is None else _asked(face_id, face, verdict.query)
+    asked = None if query is None else _asked(face_id, face, query)
     shown = marks if asked is None else (*marks, *asked.marks)
-    view = "" if image_HWC is None else _view(face, shown, image_HWC, None if verdict.query is None else verdict.query.box)
+    view = "" if image_HWC is None else _view(face, shown, image_HWC, None if query is None else query.box)
     explanation = "" if face.explanation is None else _explanation(face.explanation.text, face.evidence, marks)
     return (
         f'<section data-face="{face_id}"><div class="view">{view}</div><div><div class="heading"><h3>Face {face.id + 1}</h3>'
-        f'<span class="score">{face.fake_score:.3f}</span>{_chip(face.label.value)}</div>{_scale(face.fake_score, verdict.operating_point)}'
+        f'<span class="score">{face.fake_score:.3f}</span>{_chip(face.label.value)}</div>{_scale(face.fake_score, point)}'
         f"{_types(face)}{explanation}{_evidence_table(face.evidence)}{'' if asked is None else _answer(asked)}{_notes(face.notes)}</div></section>"
     )
 

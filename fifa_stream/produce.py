@@ -1,19 +1,20 @@
 """Verdicts and dead letters out; acknowledgements come back on the thread that sends.
 
 kafka-python bounds neither the bytes it accepts nor the time a future may take, and its idempotent producer can fall silent for ever after one
-delivery timeout. So both bounds are kept here, and the first failed delivery ends the process before its offset is committed.
+delivery timeout. So both bounds are kept here, and a producer with one failed delivery is of no more use: `fifa_stream.commit` replaces it.
 """
 
 import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import kafka as kafka_python
-from kafka.errors import KafkaError
+from kafka import OffsetAndMetadata, TopicPartition
+from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
 
 from fifa_stream.config import KafkaSettings
 from fifa_stream.records import OutRecord, RawRecord
@@ -25,7 +26,11 @@ DEADLINE_MARGIN_S = 5.0
 
 
 class DeliveryError(Exception):
-    """A record was not acknowledged. Nothing may be committed any more: stop."""
+    """A record was not acknowledged, or a transaction not committed. Nothing more may be committed through this producer."""
+
+
+class Fenced(Exception):
+    """Another process works under our transactional id: stop, it answers what we do not."""
 
 
 class TopicError(Exception):
@@ -53,6 +58,22 @@ class Producer(Protocol):
         ...
 
 
+class TransactionalProducer(Producer, Protocol):
+    """Sends records that readers see with their offsets, or not at all."""
+
+    def begin(self) -> None:
+        """Open a transaction. Raises DeliveryError."""
+        ...
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is buffered and wait for its acknowledgements; False where some are still missing."""
+        ...
+
+    def commit(self, positions: Mapping[tuple[str, int], int], member: object) -> None:
+        """Close the transaction with next offsets of a group; `member` is `Consumer.member()`. Raises DeliveryError, Fenced."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
     topic: str
@@ -63,10 +84,12 @@ class _Sent:
 
 
 class KafkaProducer:
-    """`Producer` on kafka-python: idempotent, acknowledged by all in-sync replicas."""
+    """`TransactionalProducer` on kafka-python: idempotent, acknowledged by all in-sync replicas. Without an id it has no transactions."""
 
-    def __init__(self, kafka: KafkaSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kafka: KafkaSettings, *, transactional_id: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """With an id: ends what an earlier producer of that id left open. Raises DeliveryError when the broker does not answer."""
         self._clock = clock
+        self._is_named = kafka.transactional_id is not None
         self._max_bytes = kafka.max_unacknowledged_bytes
         self._deadline_s = kafka.delivery_timeout_ms / 1000 + DEADLINE_MARGIN_S
         # One producer, so one compression: dead letters hold compressed images and are rare enough not to deserve a second connection.
@@ -80,7 +103,14 @@ class KafkaProducer:
             request_timeout_ms=min(30_000, kafka.delivery_timeout_ms - 100),
             max_request_size=kafka.max_request_bytes,
             max_block_ms=kafka.bootstrap_timeout_ms,
+            **({} if transactional_id is None else {"transactional_id": transactional_id, "transaction_timeout_ms": kafka.transaction_timeout_ms}),
         )
+        if transactional_id is not None:
+            try:
+                self._producer.init_transactions()
+            except KafkaError as error:
+                self.close(timeout_s=0.0)
+                raise DeliveryError(f"transactional id {transactional_id!r} cannot be used: {type(error).__name__}: {error}") from None
         self._numbers = itertools.count()
         self._unacknowledged: dict[int, _Sent] = {}
         """By send number, so oldest first."""
@@ -98,7 +128,7 @@ class KafkaProducer:
         try:
             future = self._producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
         except KafkaError as error:
-            raise DeliveryError(_failure(topic, answers, error)) from None
+            raise self._failure(topic, answers, error) from None
         number = next(self._numbers)
         sent = _Sent(topic, answers, len(record.value or b""), self._clock(), on_delivery)
         self._unacknowledged[number] = sent
@@ -113,21 +143,48 @@ class KafkaProducer:
             sent = self._unacknowledged.pop(number)
             self._bytes -= sent.size
             if error is not None:
-                raise DeliveryError(_failure(sent.topic, sent.answers, error))
+                raise self._failure(sent.topic, sent.answers, error)
             sent.on_delivery()
         oldest = next(iter(self._unacknowledged.values()), None)
         if oldest is not None and self._clock() - oldest.sent_at > self._deadline_s:
-            raise DeliveryError(_failure(oldest.topic, oldest.answers, TimeoutError(f"no answer within {self._deadline_s:.0f} s")))
+            raise self._failure(oldest.topic, oldest.answers, TimeoutError(f"no answer within {self._deadline_s:.0f} s"))
 
-    def check(self, *topics: str) -> None:
-        """Look the topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
-        for topic in topics:
-            try:
-                self._producer.partitions_for(topic)
-            except KafkaError as error:
-                raise TopicError(
-                    f"topic {topic!r} cannot be used: {type(error).__name__}: {error}; make it with 'fifa-stream topics create', or grant access"
-                ) from None
+    def begin(self) -> None:
+        """Open a transaction; nothing is sent yet."""
+        try:
+            self._producer.begin_transaction()
+        except KafkaError as error:
+            raise DeliveryError(f"no transaction can be opened: {type(error).__name__}: {error}") from None
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait for the acknowledgements; what they run comes with `poll`."""
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except KafkaTimeoutError:
+            return False
+        return len(self._answers) == len(self._unacknowledged)
+
+    def commit(self, positions: Mapping[tuple[str, int], int], member: object) -> None:
+        """Two calls without a timeout of their own: the caller watches them."""
+        offsets = {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}
+        try:
+            if offsets:
+                self._producer.send_offsets_to_transaction(offsets, member)
+            self._producer.commit_transaction()
+        except KafkaError as error:
+            raise self._classified(error, f"a transaction was not committed: {type(error).__name__}: {error}") from None
+
+    def _failure(self, topic: str, raw: RawRecord, error: BaseException) -> Exception:
+        return self._classified(
+            error,
+            f"the answer to {raw.topic}/{raw.partition}/{raw.offset} was not delivered to {topic}: {type(error).__name__}: {error}; "
+            "its offset stays uncommitted, so it is answered again",
+        )
+
+    def _classified(self, error: BaseException, message: str) -> Exception:
+        if self._is_named and isinstance(error, InvalidProducerEpochError | ProducerFencedError):
+            return Fenced(f"{message}; another process uses kafka.transactional_id, or this one was silent beyond transaction_timeout_ms")
+        return DeliveryError(message)
 
     def close(self, timeout_s: float) -> None:
         """Flush and disconnect within the time; what is not acknowledged by then was never committed."""
@@ -137,8 +194,16 @@ class KafkaProducer:
             logger.warning("producer closed without the broker: %s", type(error).__name__)
 
 
-def _failure(topic: str, raw: RawRecord, error: BaseException) -> str:
-    return (
-        f"the answer to {raw.topic}/{raw.partition}/{raw.offset} was not delivered to {topic}: {type(error).__name__}: {error}; "
-        "its offset stays uncommitted, so it is answered again after a restart"
-    )
+def check_topics(kafka: KafkaSettings) -> None:
+    """Look the three topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
+    producer = kafka_python.KafkaProducer(**kafka.client_options(), max_block_ms=kafka.bootstrap_timeout_ms)
+    try:
+        for topic in (kafka.frames_topic, kafka.verdicts_topic, kafka.dead_letters_topic):
+            try:
+                producer.partitions_for(topic)
+            except KafkaError as error:
+                raise TopicError(
+                    f"topic {topic!r} cannot be used: {type(error).__name__}: {error}; make it with 'fifa-stream topics create', or grant access"
+                ) from None
+    finally:
+        producer.close(timeout=0)

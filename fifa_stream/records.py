@@ -1,13 +1,14 @@
 """The wire: frames in, verdicts and dead letters out. The only place that knows header names and JSON field names.
 
-Frames are raw image bytes under plain or CloudEvents (`ce_*`) headers; verdicts are JSON and CloudEvents in binary mode; dead letters keep key,
-value and headers of the input and add `dlq-*` headers. Boxes and masks are in frame pixels, origin top left.
+Frames are raw image bytes, or a chunk of video, under plain or CloudEvents (`ce_*`) headers; verdicts are JSON and CloudEvents in binary mode; dead
+letters keep key, value and headers of the input and add `dlq-*` headers. Boxes and masks are in frame pixels, origin top left.
 
     RecordError      this record cannot become a verdict: dead-letter it and go on; carries one of `Reason`
     TransientError   worth a bounded retry (a claim-check store that does not answer)
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from engines import fict
 from engines.contracts import Label
 
-SCHEMA_VERSION: Final = "1.1"
-"""Of the verdict: minor grows with optional fields, major breaks. 1.1 gives `query` a type and answers; in 1.0 it was the bare question."""
+SCHEMA_VERSION: Final = "1.2"
+"""Of the verdict: minor grows with optional fields, major breaks. 1.1 gives `query` a type and answers; in 1.0 it was the bare question.
+1.2 adds video: `frames`, and `duration_ms` and `num_frames` of `media`; and the note `shed`, with which `width` and `height` of `media` are null."""
 
 VERDICT_TYPE = "fifa.verdict.v1"
 VERDICT_SCHEMA = f"urn:fifa-stream:verdict:{SCHEMA_VERSION}"
@@ -42,6 +44,8 @@ class Reason(StrEnum):
     UNDECODABLE_IMAGE = "undecodable_image"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_TOO_SMALL = "image_too_small"
+    UNDECODABLE_VIDEO = "undecodable_video"
+    VIDEO_TOO_LONG = "video_too_long"
     CLAIM_FORBIDDEN = "claim_forbidden"
     CLAIM_UNAVAILABLE = "claim_unavailable"
     CLAIM_MISMATCH = "claim_mismatch"
@@ -90,6 +94,31 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim check: where the image lies that a record does not carry, and what it must be."""
+
+    uri: str
+    """In plain spelling (`is_plain_uri`); whether it may be read is for `fifa_stream.claims` to say."""
+    sha256: str
+    """Of the image, in lower-case hex."""
+    size: int
+    """Bytes of the image, at least 1."""
+    content_type: str | None
+    expires_at_ms: int | None = None
+    """Unix time after which the image is no longer promised to be there."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As a record carries it: `parse_frame` gives the same claim back."""
+        headers = {"claim-uri": self.uri, "claim-sha256": self.sha256, "claim-size": str(self.size)}
+        if self.expires_at_ms is not None:
+            headers["claim-expires-ms"] = str(self.expires_at_ms)
+        if self.content_type:
+            headers["content-type"] = self.content_type
+        return headers
+
+
+@dataclass(frozen=True, slots=True)
 class FrameRecord:
     """A record whose headers have been read. The image is still encoded."""
 
@@ -105,6 +134,18 @@ class FrameRecord:
     """`fifa-crop: true`: the image already is one face crop; no detection."""
     query: Query | None
     traceparent: str | None
+    claim: Claim | None = None
+    """Set where the image lies elsewhere; the record's own value is then empty."""
+    fetched: bytes | None = None
+    """What the claim led to, once it was fetched and found to be what the claim says."""
+
+    @property
+    def value(self) -> bytes:
+        """The encoded image: the record's own, or the fetched one."""
+        if self.claim is None:
+            return self.raw.value or b""
+        assert self.fetched is not None, f"{self.claim.uri} was to be fetched first"
+        return self.fetched
 
 
 class _Wire(BaseModel):
@@ -132,6 +173,7 @@ class NoteCode(StrEnum):
     DEADLINE_PASSED = "deadline_passed"
     QUERY_NOT_ANSWERED = "query_not_answered"
     QUERY_NOT_ON_A_FACE = "query_not_on_a_face"
+    SHED = "shed"
 
 
 class Note(_Wire):
@@ -165,15 +207,20 @@ class EngineIdentity(_Wire):
 
 
 class Media(_Wire):
-    """The image that was looked at."""
+    """The image or video chunk that was looked at, or left out: with the note `shed` it is what its record says, unchecked."""
 
-    type: Literal["image"] = "image"
+    type: Literal["image", "video"] = "image"
     content_type: str
     sha256: str
     size_bytes: int
-    width: int
-    height: int
+    width: int | None
+    """Upright, as boxes and masks are; null with the note `shed`."""
+    height: int | None
     uri: str | None = None
+    duration_ms: int | None = None
+    """Of a chunk, from its first frame's start to its last one's end."""
+    num_frames: int | None = None
+    """In a chunk; how many of them were looked at is the length of `frames`."""
 
 
 class OperatingPointUsed(_Wire):
@@ -290,17 +337,37 @@ class QueryAnswered(_Wire):
         return (self.region or "").replace("_", " ") if self.box is None else f"box {', '.join(f'{side:g}' for side in self.box)}"
 
 
-class Verdict(_Wire):
-    """What is said of one frame. `timeline`, `segments` and `stream` are reserved: filled when streams have a memory."""
+class SampledFrame(_Wire):
+    """What is said of one frame of a chunk, as a verdict says it of an image."""
 
-    schema_version: Literal["1.0", "1.1"] = SCHEMA_VERSION
+    index: int
+    """Among the frames of the chunk in the order they are shown, from 0."""
+    pts_ms: int
+    """When it is shown: its time on the time line of the container, edit list applied, plus the record's header `pts-ms` where there is one."""
+    label: Label
+    """That of the face with the highest fake_score among faces that pass quality; else inconclusive, with a note."""
+    fake_score: Score | None
+    faces: tuple[FaceVerdict, ...]
+    notes: tuple[Note, ...] = ()
+    query: QueryAnswered | None = None
+    """The question of the record, asked of this frame."""
+
+
+class Verdict(_Wire):
+    """What is said of one image or of one video chunk. `timeline`, `segments` and `stream` are reserved: filled when streams have a memory.
+
+    A chunk has its faces and answers in `frames`, `faces` is empty and `query` left out; `label` and `fake_score` are those of the sampled frame with
+    the highest fake_score.
+    """
+
+    schema_version: Literal["1.0", "1.1", "1.2"] = SCHEMA_VERSION
     id: str
     """'topic/partition/offset', or the media digest where there is no broker."""
     input: InputCoordinates | None
     engine: EngineIdentity
     media: Media
     label: Label
-    """That of the face with the highest fake_score among faces that pass quality; else inconclusive, with a note."""
+    """That of the face with the highest fake_score among faces that pass quality, in any sampled frame of a chunk; else inconclusive, with a note."""
     fake_score: Score | None
     operating_point: OperatingPointUsed
     faces: tuple[FaceVerdict, ...]
@@ -308,13 +375,25 @@ class Verdict(_Wire):
     timings_ms: dict[str, float]
     query: QueryAnswered | None = None
     """The question of header `fifa-query` and its answers."""
+    frames: tuple[SampledFrame, ...] | None = None
+    """The sampled frames of a chunk in the order they are shown; none for an image."""
     timeline: tuple[dict[str, Any], ...] | None = None
     segments: tuple[dict[str, Any], ...] | None = None
     stream: dict[str, Any] | None = None
 
+    @property
+    def all_faces(self) -> tuple[FaceVerdict, ...]:
+        """Of the image, or of all sampled frames of the chunk: there a person counts once a frame."""
+        return self.faces if self.frames is None else tuple(face for frame in self.frames for face in frame.faces)
+
     def to_bytes(self) -> bytes:
-        """UTF-8 JSON; `query` is left out where nothing was asked, and the reserved fields while nothing fills them."""
-        return self.model_dump_json(exclude={name for name in ("query", *RESERVED) if getattr(self, name) is None}).encode()
+        """UTF-8 JSON without what nobody filled: `query` where nothing was asked, what belongs to video on images, and the reserved fields."""
+        exclude: dict[str, Any] = {name: True for name in ("query", "frames", *RESERVED) if getattr(self, name) is None}
+        if self.media.type == "image":
+            exclude["media"] = {"duration_ms", "num_frames"}
+        if self.frames is not None:
+            exclude["frames"] = {number: {"query"} for number, frame in enumerate(self.frames) if frame.query is None}
+        return self.model_dump_json(exclude=exclude).encode()
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Self:
@@ -328,26 +407,61 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
     Raises RecordError (`empty_value`, `record_too_large`, `invalid_header`).
     """
     size = len(raw.value or b"")
-    if size == 0:
-        raise RecordError(Reason.EMPTY_VALUE, "the record's value is empty; send the encoded image as the value")
     if size > max_value_bytes:
         raise RecordError(
             Reason.RECORD_TOO_LARGE,
             f"the value has {size} bytes, limits.max_record_bytes is {max_value_bytes}; send a smaller image or a claim check",
         )
     text = {name.lower(): _text(name, value) for name, value in raw.headers}
+    content_type = (text.get("content-type") or text.get("ce_datacontenttype") or "").split(";")[0].strip().lower() or None
+    claim = _claim(text, content_type)
+    if claim is None and size == 0:
+        raise RecordError(Reason.EMPTY_VALUE, "the record's value is empty and it has no claim-uri; send the encoded image as the value")
+    if claim is not None and size > 0:
+        raise RecordError(Reason.INVALID_HEADER, f"the record has a value of {size} bytes and a claim-uri; send the image or the claim, not both")
     stream_id = text.get("stream-id") or text.get("ce_partitionkey") or (_text("key", raw.key) if raw.key else "") or f"{raw.topic}/{raw.partition}"
     return FrameRecord(
         raw=raw,
         stream_id=_bounded("stream-id", stream_id),
-        content_type=(text.get("content-type") or text.get("ce_datacontenttype") or "").split(";")[0].strip().lower() or None,
+        content_type=content_type,
         frame_index=_integer(text, "frame-index"),
         pts_ms=_integer(text, "pts-ms"),
         deadline_ms=_integer(text, "deadline-ms"),
         is_crop=_flag(text, "fifa-crop"),
         query=parse_query(text["fifa-query"]) if text.get("fifa-query") else None,
         traceparent=text.get("traceparent") or text.get("ce_traceparent"),
+        claim=claim,
     )
+
+
+_PLAIN_URI = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.:-]*/[A-Za-z0-9._~!$&'()*+,;=@:/-]+")
+"""Scheme, host or bucket, path. No percent-encoding, user, query, fragment, white space or backslash: one spelling for one place."""
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def is_plain_uri(text: str) -> bool:
+    """Whether a URI has the one spelling that may be compared byte by byte: no escapes, no query, no `.`, `..` or empty part in its path."""
+    if not _PLAIN_URI.fullmatch(text):
+        return False
+    return not {"", ".", ".."} & set(text.split("://", 1)[1].split("/")[1:])
+
+
+def _claim(text: dict[str, str], content_type: str | None) -> Claim | None:
+    names = ("claim-uri", "claim-sha256", "claim-size")
+    if not any(text.get(name) for name in (*names, "claim-expires-ms")):
+        return None
+    if missing := [name for name in names if not text.get(name)]:
+        raise RecordError(Reason.INVALID_HEADER, f"the claim lacks {', '.join(missing)}; a claim needs {', '.join(names)}")
+    uri, sha256 = _bounded("claim-uri", text["claim-uri"], limit=1024), text["claim-sha256"]
+    if not is_plain_uri(uri):
+        message = f"claim-uri {uri[:160]!r} is not plain scheme://place/path; leave out escapes, '..', user, query and fragment"
+        raise RecordError(Reason.INVALID_HEADER, message)
+    if not _SHA256.fullmatch(sha256):
+        raise RecordError(Reason.INVALID_HEADER, f"claim-sha256 {sha256[:80]!r} is not 64 hex digits")
+    size = _integer(text, "claim-size")
+    if not size:
+        raise RecordError(Reason.INVALID_HEADER, f"claim-size {size} must be at least 1: the bytes of the image")
+    return Claim(uri, sha256.lower(), size, content_type, _integer(text, "claim-expires-ms"))
 
 
 def parse_query(text: str, *, source: str = "fifa-query") -> Query:
@@ -408,6 +522,11 @@ class OutRecord:
     value: bytes | None
     headers: Headers
 
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        return len(self.key or b"") + len(self.value or b"") + sum(len(name.encode()) + len(data) for name, data in self.headers)
+
 
 def verdict_record(verdict: Verdict, frame: FrameRecord, *, now: datetime | None = None) -> OutRecord:
     """Wrap a verdict as CloudEvents binary; the key is the stream id, so a stream's verdicts stay in order."""
@@ -437,20 +556,137 @@ def verdict_record(verdict: Verdict, frame: FrameRecord, *, now: datetime | None
     return OutRecord(frame.stream_id.encode(), verdict.to_bytes(), tuple((name, value.encode()) for name, value in headers.items()))
 
 
-def dead_letter_record(raw: RawRecord, error: RecordError, *, group: str, attempts: int = 1, keep_value: bool = True) -> OutRecord:
-    """Key, value and headers as they came, plus where it failed and why. `keep_value=False` leaves the image out and its digest in."""
-    text = str(error)[:500]
+REPLAYED_HEADER = "dlq-replayed"
+"""On a record that was dead-lettered and sent back: how often."""
+
+
+class Kept(StrEnum):
+    """How much of the original a dead letter holds."""
+
+    ALL = "all"
+    HEADERS = "headers"
+    """Key and headers; the image was left out."""
+    NOTHING = "nothing"
+    """Neither: they alone are too large for a record."""
+
+
+def dead_letter_record(raw: RawRecord, error: RecordError, *, group: str, keep_value: bool = True, keep_headers: bool = True) -> OutRecord:
+    """Key, value and headers as they came, and behind them where it failed and why. `keep_value=False` leaves the image out and its digest in;
+    `keep_headers=False` leaves out key and headers as well."""
+    kept = Kept.NOTHING if not keep_headers else Kept.ALL if keep_value or not raw.value else Kept.HEADERS
     added = {
         "dlq-reason": error.reason.value,
-        "dlq-error": text,
+        "dlq-error": str(error)[:500],
         "dlq-topic": raw.topic,
         "dlq-partition": str(raw.partition),
         "dlq-offset": str(raw.offset),
         "dlq-timestamp": str(raw.timestamp_ms),
-        "dlq-attempts": str(attempts),
+        "dlq-attempts": str(1 + _num_replays(raw.headers)),
         "dlq-consumer-group": group,
         "dlq-version": "1",
         "dlq-value-sha256": hashlib.sha256(raw.value or b"").hexdigest(),
+        "dlq-kept": kept.value,
     }
-    value = raw.value if keep_value else b""
-    return OutRecord(raw.key, value, raw.headers + tuple((name, data.encode()) for name, data in added.items()))
+    assert tuple(added) == _DLQ_HEADERS, "a reader knows our headers by their names and order"
+    ours = tuple((name, data.encode()) for name, data in added.items())
+    if kept is Kept.NOTHING:
+        return OutRecord(None, b"", ours)
+    is_null = raw.key is None and raw.value is None  # which kafka-python refuses to send
+    return OutRecord(raw.key, b"" if kept is Kept.HEADERS or is_null else raw.value, raw.headers + ours)
+
+
+def _num_replays(headers: Headers) -> int:
+    """The last `dlq-replayed` counts; what is no number of at most six digits does not."""
+    last = next((data for name, data in reversed(headers) if name == REPLAYED_HEADER), b"")
+    return int(last) if re.fullmatch(rb"[0-9]{1,6}", last) else 0
+
+
+_DLQ_HEADERS = (
+    "dlq-reason",
+    "dlq-error",
+    "dlq-topic",
+    "dlq-partition",
+    "dlq-offset",
+    "dlq-timestamp",
+    "dlq-attempts",
+    "dlq-consumer-group",
+    "dlq-version",
+    "dlq-value-sha256",
+    "dlq-kept",
+)
+
+
+class NotADeadLetter(ValueError):
+    """A record on the dead-letters topic that the worker did not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as it is read back. Reason, error and group are text of whoever wrote the record: unsafe for a terminal."""
+
+    raw: RawRecord
+    """As it lies on the dead-letters topic."""
+    reason: str
+    """One of `Reason`, or of a newer version."""
+    error: str
+    topic: str
+    """Where the original lay, with partition, offset and timestamp."""
+    partition: int
+    offset: int
+    timestamp_ms: int
+    attempts: int
+    """How often the original was tried, with this time."""
+    group: str
+    value_sha256: str
+    """Of the original's value, whether or not it is kept."""
+    kept: Kept
+    headers: Headers
+    """Of the original."""
+
+    @classmethod
+    def of(cls, raw: RawRecord) -> Self:
+        """Take a letter apart: our headers are the last ones, whatever the original had. Raises NotADeadLetter."""
+        start = len(raw.headers) - len(_DLQ_HEADERS)
+        ours = raw.headers[max(start, 0) :]
+        if tuple(name for name, _ in ours) != _DLQ_HEADERS:
+            raise NotADeadLetter(f"{raw.topic}/{raw.partition}/{raw.offset} has no dlq- headers of ours at its end")
+        reason, error, topic, partition, offset, timestamp, attempts, group, _, sha256, kept = (data.decode("utf-8", "replace") for _, data in ours)
+        try:
+            if not _TOPIC.fullmatch(topic):
+                raise ValueError(f"{topic[:80]!r} is no name of a topic")
+            return cls(
+                raw=raw,
+                reason=reason,
+                error=error,
+                topic=topic,
+                partition=_number(partition),
+                offset=_number(offset),
+                timestamp_ms=_number(timestamp),
+                attempts=_number(attempts),
+                group=group,
+                value_sha256=sha256,
+                kept=Kept(kept),
+                headers=raw.headers[:start],
+            )
+        except ValueError as cause:
+            raise NotADeadLetter(f"{raw.topic}/{raw.partition}/{raw.offset} has dlq- headers that cannot be read: {cause}") from None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the original's bytes are all here."""
+        return self.kept is Kept.ALL and hashlib.sha256(self.raw.value or b"").hexdigest() == self.value_sha256
+
+    def original(self) -> OutRecord:
+        """The record to send back: as it came, and behind its headers how often that has been done. Only of a whole letter."""
+        assert self.is_whole, f"{self.raw.topic}/{self.raw.partition}/{self.raw.offset} lacks a part of the original"
+        headers = tuple((name, data) for name, data in self.headers if name != REPLAYED_HEADER)
+        return OutRecord(self.raw.key, self.raw.value, (*headers, (REPLAYED_HEADER, str(self.attempts).encode())))
+
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+        raise ValueError(f"{text[:40]!r} is no number")
+    return int(text)

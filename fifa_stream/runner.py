@@ -1,7 +1,7 @@
-"""The loop: records in, verdicts out, offsets committed only after delivery.
+"""The loop: records in, verdicts out, offsets committed only after delivery or together with it (`fifa_stream.commit`).
 
-At least once: a crash repeats frames, it never loses one. One thread runs the loop and owns the clients; one more runs the engine, so that the group
-never waits for inference. `stop` may come from a signal handler or another thread.
+One thread runs the loop and owns the clients; one more runs the engine, so that the group never waits for inference; a third watches both. What fails
+in delivery goes back to the committed offsets with a new producer. `stop` may come from a signal handler or another thread.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,14 @@ from enum import Enum
 from types import FrameType
 from typing import Protocol
 
-from fifa_stream.cluster import find_cluster
-from fifa_stream.config import Settings
+from fifa_stream.claims import ClaimStore, FetchPool
+from fifa_stream.cluster import BrokerError, Cluster, find_cluster
+from fifa_stream.commit import AtLeastOnce, Committer, ExactlyOnce
+from fifa_stream.config import KafkaSettings, Settings
 from fifa_stream.consume import Consumer, KafkaConsumer
-from fifa_stream.offsets import OffsetTracker, Partition, Ticket
-from fifa_stream.produce import KafkaProducer, Producer
+from fifa_stream.dead_letters import DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
+from fifa_stream.offsets import InOrder, OffsetTracker, Partition, Ticket
+from fifa_stream.produce import DeliveryError, KafkaProducer, Producer, check_topics
 from fifa_stream.records import (
     FrameRecord,
     OutRecord,
@@ -31,10 +35,10 @@ from fifa_stream.records import (
     RecordError,
     TransientError,
     Verdict,
-    dead_letter_record,
     parse_frame,
     verdict_record,
 )
+from fifa_stream.shedding import Shed, Shedder
 from fifa_stream.telemetry import (
     BATCH_RETRIES,
     BATCH_SECONDS,
@@ -48,12 +52,13 @@ from fifa_stream.telemetry import (
     PAUSED,
     RECORDS_HANDED_OVER,
     RECORDS_POLLED,
+    RESTARTS,
     VERDICTS_SENT,
     Health,
     HealthServer,
     Meter,
-    Metric,
 )
+from fifa_stream.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +70,8 @@ BATCHES_AT_WORKER = 2
 """One running, one ready behind it."""
 HEADER_BYTES = 4 << 10
 """Kept free of kafka.max_request_bytes for our own headers and the batch's."""
+SETTLE_S = 5.0
+"""For the acknowledgements of what was sent before a worker stops itself."""
 RETRY_FIRST_S = 0.1
 """Wait before the second try of a batch; doubled each time."""
 
@@ -76,6 +83,10 @@ class FrameProcessor(Protocol):
 
     def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
         """One result per frame, in order. Raises TransientError when the whole batch is worth another try."""
+        ...
+
+    def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
+        """The answer to a frame that is not looked at. Called by the loop's thread, beside `process`."""
         ...
 
 
@@ -108,8 +119,10 @@ class Answer:
     since: float
     topic: str
     record: OutRecord
-    metric: Metric
-    labels: Mapping[str, str]
+    reason: Reason | None
+    """Of a dead letter; None for a verdict."""
+    label: str
+    """Of its metric: the reason, or the verdict's label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,25 +211,41 @@ class Runner:
         processor: FrameProcessor,
         *,
         consumer: Consumer,
-        producer: Producer,
+        open_producer: Callable[[], Producer],
         worker: Callable[[Callable[[Sequence[Work]], Done]], Worker] = WorkerThread,
         meter: Meter | None = None,
         health: Health | None = None,
+        watchdog: Watchdog | None = None,
+        claims: "FetchPool[Work] | None" = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
         self._settings = settings
         self._processor = processor
         self._consumer = consumer
-        self._producer = producer
         self._clock = clock
         self._stop = threading.Event()
         self._abort = threading.Event()
         self._pause = pause or self._abort.wait
         self._meter = meter or Meter()
         self._health = health or Health(clock=clock)
+        self._watchdog = watchdog or Watchdog(clock=clock)
         self._offsets = OffsetTracker()
+        guarantee = ExactlyOnce if settings.kafka.processing_guarantee == "exactly_once" else AtLeastOnce
+        self._committer: Committer = guarantee(
+            self._offsets, consumer, open_producer, watchdog=self._watchdog, call_timeout_s=settings.kafka.call_timeout_ms / 1000
+        )
+        self._order = InOrder[Answer | None]()
+        self._shedder = Shedder(settings.shedding)
+        self._guard = DeadLetterGuard(settings.dead_letters)
+        self._num_restarts = 0
+        """Since the last commit."""
+        self._num_sent = 0
+        """Answers without an acknowledgement."""
         self._worker = worker(self._process)
+        self._claims = claims
+        self._to_fetch: deque[Work] = deque()
+        """Their images are elsewhere."""
         self._waiting: deque[Work] = deque()
         self._answers: deque[Answer] = deque()
         self._is_paused = False
@@ -229,24 +258,40 @@ class Runner:
         self._stop.set()
 
     def run(self) -> Outcome:
-        """Turn until stopped. Raises ProcessingError, DeliveryError; whatever it raises, nothing unanswered was committed."""
+        """Turn until stopped. Raises ProcessingError, TooManyDeadLetters, DeliveryError, Fenced; whatever it is, nothing unanswered was committed."""
         self._consumer.subscribe(self._settings.kafka.frames_topic, self)
         self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
         try:
             while not self._stop.is_set():
                 self.turn()
             return self._drain()
+        except TooManyDeadLetters:
+            self._settle()
+            raise
         finally:
             self._health.ready = False
             self._worker.close()
-            self._consumer.close()
-            self._producer.close(timeout_s=0.0 if self._abort.is_set() else 3.0)
+            if self._claims is not None:
+                self._claims.close()
+            with self._watchdog.limit("leaving the group", self._settings.kafka.call_timeout_ms / 1000):
+                self._consumer.close()
+                self._committer.close(timeout_s=0.0 if self._abort.is_set() else 3.0)
 
     def turn(self) -> None:
         """One pass over the stages. Every record polled here leaves as a verdict or as a dead letter."""
         self._health.turn()
+        try:
+            self._pass()
+        except DeliveryError as error:
+            self._restart(error)
+        self._report()
+
+    def _pass(self) -> None:
         self._balance()
-        self._take_in(self._consumer.poll(max_records=self._settings.batch.max_frames * 2, timeout_s=self._poll_time()))
+        with self._watchdog.limit("a poll of the group", self._settings.kafka.call_timeout_ms / 1000):
+            records = self._consumer.poll(max_records=self._settings.batch.max_frames * 2, timeout_s=self._poll_time())
+        self._take_in(records)
+        self._fetch()
         self._hand_to_worker()
         for done in self._worker.results():
             self._meter.observe(BATCH_SIZE, len(done.batch))
@@ -254,24 +299,40 @@ class Runner:
             for work, result in zip(done.batch, done.results, strict=True):
                 self._answer(work.ticket, work.since, work.frame, result)
         self._send_answers()
-        self._producer.poll()  # acknowledgements arrive here and advance the watermark
+        self._committer.poll()  # acknowledgements arrive here and advance the watermark
         if self._clock() >= self._next_commit:
             self._commit()
-        self._report()
+
+    def _restart(self, error: DeliveryError) -> None:
+        """Go back to what is committed; give up when that does not help."""
+        while True:
+            self._num_restarts += 1
+            if self._num_restarts >= self._settings.runtime.transient_attempts or self._abort.is_set():
+                raise error
+            logger.warning("beginning again at the committed offsets: attempt=%d error=%s", self._num_restarts, error)
+            self._meter.add(RESTARTS)
+            try:
+                self._committer.restart()
+                self._num_sent = 0
+                return
+            except DeliveryError as another:
+                error = another
+                self._pause(RETRY_FIRST_S * 2**self._num_restarts)
 
     # The consumer calls these three on its own thread.
 
     def assigned(self, partitions: Iterable[Partition]) -> None:
         """Begin to track."""
         self._offsets.assign(partitions)
+        self._guard.forget(partitions)
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """Stop tracking; what is finished may still be committed."""
-        return self._offsets.revoke(partitions)
+        return self._committer.revoked(partitions)
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Stop tracking."""
-        self._offsets.revoke(partitions)
+        self._committer.lost(partitions)
 
     def _balance(self) -> None:
         """Pause at the limits, resume at half of them. Paused is still polled: the group drops a member that does not."""
@@ -300,16 +361,38 @@ class Runner:
             if ticket is None:
                 self._meter.add(RECORDS_HANDED_OVER)
                 continue
+            self._order.expect(ticket)
             self._meter.add(RECORDS_POLLED)
             try:
                 frame = parse_frame(record, max_value_bytes=self._settings.limits.max_record_bytes)
             except RecordError as error:
                 self._answer(ticket, now, None, error)
             else:
-                self._waiting.append(Work(ticket, frame, now))
+                (self._waiting if frame.claim is None else self._to_fetch).append(Work(ticket, frame, now))
+
+    def _fetch(self) -> None:
+        """Send for images while few wait for the worker; take in what has come. The pool has tried again already what is worth it."""
+        if self._claims is None:
+            for work in self._to_fetch:
+                self._answer(work.ticket, work.since, work.frame, RecordError(Reason.CLAIM_FORBIDDEN, "this worker fetches nothing; send the image"))
+            self._to_fetch.clear()
+            return
+        while self._to_fetch and self._claims.has_room and len(self._waiting) < self._settings.batch.max_frames * BATCHES_AT_WORKER:
+            work = self._to_fetch.popleft()
+            assert work.frame.claim is not None
+            self._claims.submit(work, work.frame.claim)
+        for work, fetched in self._claims.results():
+            if isinstance(fetched, RecordError):
+                self._answer(work.ticket, work.since, work.frame, fetched)
+            elif isinstance(fetched, TransientError):
+                raw = work.frame.raw
+                raise ProcessingError(f"gave up fetching the image of {raw.topic}/{raw.partition}/{raw.offset}: {fetched}") from fetched
+            else:
+                self._waiting.append(replace(work, frame=replace(work.frame, fetched=fetched)))
 
     def _hand_to_worker(self) -> None:
         """Form batches by count or by the age of the first frame, while the worker has room."""
+        self._shed()
         batch = self._settings.batch
         while self._waiting and self._worker.has_room:
             full = len(self._waiting) >= batch.max_frames
@@ -319,9 +402,20 @@ class Runner:
             works = [self._waiting.popleft() for _ in range(min(batch.max_frames, len(self._waiting)))]
             for work in works:
                 if not work.ticket.live:
-                    self._hand_over(work.ticket)
+                    self._release(work.ticket, None)
             if ours := [work for work in works if work.ticket.live]:
                 self._worker.submit(ours)
+
+    def _shed(self) -> None:
+        """Answer the waiting frames that the policy skips. While the worker has room nothing waits for long."""
+        if self._shedder.is_off or not self._waiting or self._worker.has_room:
+            return
+        works, self._waiting = self._waiting, deque()
+        for work, shed in zip(works, self._shedder.choose([work.frame for work in works], round(time.time() * 1000)), strict=True):
+            if shed is None:
+                self._waiting.append(work)
+            else:
+                self._answer(work.ticket, work.since, work.frame, self._processor.skip(work.frame, shed))
 
     def _process(self, batch: Sequence[Work]) -> Done:
         """Run on the worker. The one place that catches everything: it names the records, and the process stops."""
@@ -331,7 +425,8 @@ class Runner:
         attempts = self._settings.runtime.transient_attempts
         for attempt in range(attempts):
             try:
-                results = self._processor.process(frames)
+                with self._watchdog.limit(f"a batch of {len(frames)} records ({names})", self._settings.runtime.batch_timeout_s):
+                    results = self._processor.process(frames)
             except TransientError as error:
                 if attempt + 1 == attempts or self._abort.is_set():
                     raise ProcessingError(f"gave up after {attempt + 1} tries of {names}: {error}") from error
@@ -353,28 +448,51 @@ class Runner:
         if isinstance(result, Verdict):
             assert frame is not None, "a verdict without its frame"
             record = verdict_record(result, frame)
-            if _size(record) <= limit:
-                self._answers.append(Answer(ticket, since, kafka.verdicts_topic, record, VERDICTS_SENT, {"label": result.label.value}))
+            if record.size <= limit:
+                self._release(ticket, Answer(ticket, since, kafka.verdicts_topic, record, None, result.label.value))
                 return
             result = RecordError(
                 Reason.RECORD_TOO_LARGE,
-                f"the verdict has {_size(record)} bytes, {limit} fit kafka.max_request_bytes; raise it, or lower limits.max_faces",
+                f"the verdict has {record.size} bytes, {limit} fit kafka.max_request_bytes; raise it, or lower limits.max_faces",
             )
-        record = _dead_letter(ticket.record, result, group=kafka.group_id, limit=limit)
-        self._answers.append(Answer(ticket, since, kafka.dead_letters_topic, record, DEAD_LETTERS_SENT, {"reason": result.reason.value}))
+        record = fitted_dead_letter(ticket.record, result, group=kafka.group_id, keep_image=self._settings.dead_letters.keep_image, max_bytes=limit)
+        self._release(ticket, Answer(ticket, since, kafka.dead_letters_topic, record, result.reason, result.reason.value))
+
+    def _release(self, ticket: Ticket, answer: Answer | None) -> None:
+        """Queue what may be sent now that this record is through; None drops it, its partition is another member's."""
+        if answer is None:
+            self._hand_over(ticket)
+        self._answers.extend(ready for ready in self._order.ready(ticket, answer) if ready is not None)
 
     def _send_answers(self) -> None:
-        while self._answers and self._producer.has_room:
-            answer = self._answers.popleft()
-            if not answer.ticket.live:
+        while self._answers and self._committer.has_room:
+            answer = self._answers[0]
+            if answer.ticket.live:
+                self._guard.answered((answer.ticket.record.topic, answer.ticket.record.partition), answer.reason)
+            sent = self._committer.send(answer.topic, answer.record, ticket=answer.ticket, on_delivery=functools.partial(self._delivered, answer))
+            self._answers.popleft()
+            if sent:
+                self._num_sent += 1
+            else:
                 self._hand_over(answer.ticket)
-                continue
-            self._producer.send(answer.topic, answer.record, answers=answer.ticket.record, on_delivery=functools.partial(self._delivered, answer))
 
     def _delivered(self, answer: Answer) -> None:
+        self._num_sent -= 1
         self._offsets.done(answer.ticket)
-        self._meter.add(answer.metric, **answer.labels)
+        if answer.reason is None:
+            self._meter.add(VERDICTS_SENT, label=answer.label)
+        else:
+            self._meter.add(DEAD_LETTERS_SENT, reason=answer.label)
         self._meter.observe(FRAME_SECONDS, self._clock() - answer.since)
+
+    def _settle(self) -> None:
+        """Commit what was sent before the limit, so that a restart does not send it again."""
+        deadline = self._clock() + SETTLE_S
+        with contextlib.suppress(DeliveryError):
+            while self._num_sent and self._clock() < deadline:
+                self._committer.poll()
+                self._pause(BUSY_POLL_S)
+            self._committer.commit()
 
     def _hand_over(self, ticket: Ticket) -> None:
         """Its partition went to another member, which answers it."""
@@ -382,13 +500,12 @@ class Runner:
         self._meter.add(RECORDS_HANDED_OVER)
 
     def _commit(self) -> None:
-        self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
-        if not (positions := self._offsets.to_commit()):
-            return
-        accepted = self._consumer.commit(positions)
-        self._meter.add(COMMITS, outcome="accepted" if accepted else "refused")
-        if accepted:
-            self._offsets.committed(positions)
+        if (accepted := self._committer.commit()) is not None:
+            self._meter.add(COMMITS, outcome="accepted" if accepted else "refused")
+            if accepted:
+                self._num_restarts = 0
+        if self._committer.has_room or accepted is not None:  # otherwise a transaction waits for acknowledgements: again at the next turn
+            self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
 
     def _drain(self) -> Outcome:
         self._health.ready = False
@@ -396,20 +513,27 @@ class Runner:
         logger.info("draining: in_flight=%d", self._offsets.num_in_flight)
         self._consumer.pause()
         self._is_paused = True
-        outcome = Outcome.DRAINED
         while self._offsets.num_in_flight:
-            if self._abort.is_set():
-                outcome = Outcome.ABORTED
-            elif self._clock() > deadline:
-                outcome = Outcome.DRAIN_TIMEOUT
-            if outcome is not Outcome.DRAINED:
+            if self._abort.is_set() or self._clock() > deadline:
+                outcome = Outcome.ABORTED if self._abort.is_set() else Outcome.DRAIN_TIMEOUT
                 logger.warning(
                     "stopped before the end (%s): in_flight=%d, to be answered by the next member", outcome.value, self._offsets.num_in_flight
                 )
-                break
+                with contextlib.suppress(DeliveryError):
+                    self._commit()
+                return outcome
             self.turn()
-        self._commit()
-        return outcome
+        while True:
+            try:
+                self._commit()
+            except DeliveryError as error:
+                logger.warning("the last commit failed, what it held is answered by the next member: %s", error)
+                return Outcome.DRAIN_TIMEOUT
+            if self._committer.has_room:
+                return Outcome.DRAINED
+            if self._clock() > deadline:
+                return Outcome.DRAIN_TIMEOUT
+            self.turn()
 
     def _report(self) -> None:
         if not self._health.ready and not self._stop.is_set() and self._consumer.joined:
@@ -419,21 +543,6 @@ class Runner:
         self._meter.set(IN_FLIGHT_BYTES, self._offsets.bytes_in_flight)
         self._meter.set(PAUSED, float(self._is_paused))
         self._meter.set(PARTITIONS, len(self._offsets.partitions))
-
-
-def _size(record: OutRecord) -> int:
-    return len(record.key or b"") + len(record.value or b"") + sum(len(name.encode()) + len(data) for name, data in record.headers)
-
-
-def _dead_letter(raw: RawRecord, error: RecordError, *, group: str, limit: int) -> OutRecord:
-    """As much of the input as fits: all of it, else all but the image (its digest stays), else nothing but where and why."""
-    whole = dead_letter_record(raw, error, group=group, keep_value=raw.value is not None)
-    if _size(whole) <= limit:
-        return whole
-    without_image = dead_letter_record(raw, error, group=group, keep_value=False)
-    if _size(without_image) <= limit:
-        return without_image
-    return dead_letter_record(replace(raw, key=None, headers=()), error, group=group, keep_value=False)
 
 
 @contextlib.contextmanager
@@ -459,21 +568,60 @@ def load_pipeline(settings: Settings) -> FrameProcessor:
     from fifa_stream.decode import DecodeLimits
     from fifa_stream.detect import DetectLimits
     from fifa_stream.infer import FramePipeline, PipelineLimits
+    from fifa_stream.video import VideoLimits
 
-    engine, limits = settings.engine, settings.limits
+    engine, limits, video = settings.engine, settings.limits, settings.video
     bundle = open_bundle(engine.folder or bundled_engine(), threads=engine.threads, pinned_digest=engine.pinned_digest)
     pipeline_limits = PipelineLimits(
-        decode=DecodeLimits(max_image_bytes=limits.max_record_bytes, max_pixels=limits.max_pixels),
+        decode=DecodeLimits(max_image_bytes=max(limits.max_record_bytes, settings.claims.max_bytes), max_pixels=limits.max_pixels),
         detect=DetectLimits(max_side_px=limits.max_side, max_faces=limits.max_faces, min_face_px=limits.min_face_px),
         max_batch_faces=settings.batch.max_faces,
         explain=engine.explain,
+        video=VideoLimits(
+            max_bytes=limits.max_record_bytes,
+            max_pixels=min(limits.max_pixels, video.max_pixels),
+            sample_fps=video.sample_fps,
+            max_frames=video.max_frames,
+            max_duration_s=video.max_duration_s,
+            max_decoded_frames=video.max_decoded_frames,
+            decode_timeout_s=video.decode_timeout_s,
+        ),
+        max_explained_frames=video.max_explained_frames,
     )
     logger.info("engine loaded: name=%s version=%s manifest=%s", bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
     return FramePipeline(pipeline_limits, Analyzer(bundle, operating_point=engine.operating_point), bundle)
 
 
-def serve(settings: Settings, load_processor: Callable[[], FrameProcessor]) -> Outcome:
-    """Run against Kafka until a signal. Raises BrokerError, TopicError, PortTaken, EngineError, DeliveryError, ProcessingError."""
+class Clients:
+    """The clients of a broker, on kafka-python."""
+
+    def check(self, kafka: KafkaSettings) -> None:
+        """Look the topics up. Raises TopicError."""
+        check_topics(kafka)
+
+    def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
+        """The member of the group."""
+        return KafkaConsumer(kafka, is_tansu=cluster.is_tansu, max_poll_records=max_poll_records)
+
+    def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
+        """Makes producers; with exactly_once all under one transactional id, so that each ends what the one before left open."""
+        name = None
+        if kafka.processing_guarantee == "exactly_once":
+            name = kafka.transactional_id or f"{kafka.group_id}-{uuid.uuid4()}"
+        return lambda: KafkaProducer(kafka, transactional_id=name)
+
+
+def _refuse_pretence(kafka: KafkaSettings) -> None:
+    if kafka.processing_guarantee == "exactly_once":
+        raise BrokerError(
+            f"kafka.processing_guarantee exactly_once needs transactions that hold, and the broker at {kafka.bootstrap_servers} is Tansu, which "
+            "shows aborted records to read_committed readers; use Apache Kafka 2.5 or newer, or set at_least_once"
+        )
+
+
+def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, clients: Clients | None = None) -> Outcome:
+    """Run against Kafka until a signal. Raises BrokerError, TopicError, PortTaken, EngineError, DeliveryError, Fenced, ProcessingError."""
+    clients = clients or Clients()
     health, meter = Health(), Meter()
     with contextlib.ExitStack() as stack:
         if settings.runtime.health_port:
@@ -481,11 +629,23 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor]) -> O
             stack.callback(server.close)
         cluster = find_cluster(settings.kafka)
         if cluster.is_tansu:
+            _refuse_pretence(settings.kafka)
             logger.warning("the broker is Tansu: in memory, for demonstration; nothing survives its end")
+        claims = FetchPool[Work](
+            ClaimStore(settings.claims),
+            threads=settings.claims.threads,
+            max_bytes_inside=settings.limits.max_in_flight_bytes,
+            attempts=settings.runtime.transient_attempts,
+        )
+        watchdog = Watchdog()
+        watchdog.start()
+        stack.callback(watchdog.close)
         processor = load_processor()
-        producer = KafkaProducer(settings.kafka)
-        producer.check(settings.kafka.frames_topic, settings.kafka.verdicts_topic, settings.kafka.dead_letters_topic)
-        consumer = KafkaConsumer(settings.kafka, is_tansu=cluster.is_tansu, max_poll_records=settings.batch.max_frames * 2)
-        runner = Runner(settings, processor, consumer=consumer, producer=producer, meter=meter, health=health)
+        open_producer = clients.producers(settings.kafka)
+        clients.check(settings.kafka)
+        consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
+        runner = Runner(
+            settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog, claims=claims
+        )
         with stop_on_signals(runner):
             return runner.run()

@@ -6,23 +6,49 @@ from pathlib import Path
 import kafka as kafka_python
 from kafka.errors import KafkaError
 
+from fifa_stream.claims import ClaimStore, PutError
 from fifa_stream.cluster import BrokerError, find_cluster
-from fifa_stream.config import KafkaSettings
-from fifa_stream.records import OutRecord, Query
+from fifa_stream.config import ClaimSettings, ConfigError, KafkaSettings
+from fifa_stream.records import Claim, OutRecord, Query, RecordError
 
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
 class SendError(Exception):
-    """An image could not be read or was not taken by the broker."""
+    """An image could not be read, or was not taken by the store or the broker."""
+
+
+class LargeImages:
+    """Where images too large for a record go: `threshold_bytes` of the settings says which are."""
+
+    def __init__(self, prefix: str, settings: ClaimSettings) -> None:
+        """`prefix` is file:///FOLDER/ or s3://BUCKET/PREFIX/, and stands in for claims.allowed. Raises ConfigError."""
+        try:
+            self._store = ClaimStore(settings.model_copy(update={"allowed": (prefix,)}))
+        except ConfigError as error:
+            raise ConfigError(f"store {prefix!r} cannot be used: {error}") from None
+        self._prefix, self._threshold_bytes = prefix, settings.threshold_bytes
+
+    def claim_for(self, path: Path, image: bytes) -> Claim | None:
+        """Store a large image under its digest; None for one that travels in its record. Raises SendError."""
+        if len(image) <= self._threshold_bytes:
+            return None
+        suffix = path.suffix.lower()
+        try:
+            return self._store.put(self._prefix, image, suffix=suffix if suffix in CONTENT_TYPES else "", content_type=CONTENT_TYPES.get(suffix))
+        except (PutError, RecordError) as error:
+            raise SendError(f"{path} was not stored: {error}") from None
 
 
 def frame_record(
-    image: bytes, *, stream_id: str, frame_index: int, content_type: str | None = None, crop: bool = False, query: Query | None = None
+    image: bytes | Claim, *, stream_id: str, frame_index: int, content_type: str | None = None, crop: bool = False, query: Query | None = None
 ) -> OutRecord:
-    """Wrap an encoded image; the key is the stream id, so a stream stays in order."""
+    """Wrap an encoded image, or the claim to one; the key is the stream id, so a stream stays in order."""
     headers = {"stream-id": stream_id, "frame-index": str(frame_index)}
-    if content_type:
+    if isinstance(image, Claim):
+        headers |= image.headers
+        image = b""
+    elif content_type:
         headers["content-type"] = content_type
     if crop:
         headers["fifa-crop"] = "true"
@@ -31,10 +57,30 @@ def frame_record(
     return OutRecord(stream_id.encode(), image, tuple((name, value.encode()) for name, value in headers.items()))
 
 
-def send_images(kafka: KafkaSettings, images: Sequence[Path], *, topic: str, stream_id: str, crop: bool = False, query: Query | None = None) -> int:
+def send_images(
+    kafka: KafkaSettings,
+    images: Sequence[Path],
+    *,
+    topic: str,
+    stream_id: str,
+    crop: bool = False,
+    query: Query | None = None,
+    large_images: LargeImages | None = None,
+) -> int:
     """Send the files in order and wait until all are acknowledged; return how many. Raises SendError, BrokerError."""
-    records = [_record(path, index, stream_id=stream_id, crop=crop, query=query) for index, path in enumerate(images)]
+    encoded = [_read(path) for path in images]
     find_cluster(kafka)
+    records = [
+        frame_record(
+            (large_images.claim_for(path, image) if large_images else None) or image,
+            stream_id=stream_id,
+            frame_index=index,
+            content_type=CONTENT_TYPES.get(path.suffix.lower()),
+            crop=crop,
+            query=query,
+        )
+        for index, (path, image) in enumerate(zip(images, encoded, strict=True))
+    ]
     largest = max((len(record.value or b"") for record in records), default=0)
     try:
         producer = kafka_python.KafkaProducer(
@@ -59,9 +105,8 @@ def send_images(kafka: KafkaSettings, images: Sequence[Path], *, topic: str, str
     return len(records)
 
 
-def _record(path: Path, index: int, *, stream_id: str, crop: bool, query: Query | None) -> OutRecord:
+def _read(path: Path) -> bytes:
     try:
-        image = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SendError(f"{path} cannot be read: {error.strerror}; give an image file") from None
-    return frame_record(image, stream_id=stream_id, frame_index=index, content_type=CONTENT_TYPES.get(path.suffix.lower()), crop=crop, query=query)

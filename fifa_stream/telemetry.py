@@ -49,6 +49,7 @@ IN_FLIGHT_RECORDS = Metric("fifa_in_flight_records", "gauge", "records", "Polled
 IN_FLIGHT_BYTES = Metric("fifa_in_flight_bytes", "gauge", "bytes", "Encoded bytes of the records in flight.")
 PAUSED = Metric("fifa_consumption_paused", "gauge", "0 or 1", "1 while back-pressure holds consumption.")
 PARTITIONS = Metric("fifa_assigned_partitions", "gauge", "partitions", "Partitions of the frames topic held by this member.")
+RESTARTS = Metric("fifa_restarts_total", "counter", "restarts", "Returns to the committed offsets with a new producer, after a failed delivery.")
 COMMITS = Metric("fifa_commits_total", "counter", "commits", "Offset commits, by outcome.", ("outcome",))
 
 METRICS = (
@@ -64,6 +65,7 @@ METRICS = (
     IN_FLIGHT_BYTES,
     PAUSED,
     PARTITIONS,
+    RESTARTS,
     COMMITS,
 )
 """The whole list; docs/configuration.md is generated from it."""

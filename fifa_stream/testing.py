@@ -7,13 +7,14 @@ import argparse
 import hashlib
 import math
 import os
+import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,10 @@ from engines.contracts import (
 from engines.face_detector import STRIDE
 from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
 from engines.runtime import Bound
-from fifa_stream.config import load
-from fifa_stream.consume import Partition, Rebalance
-from fifa_stream.produce import DeliveryError
+from fifa_stream.cluster import Cluster
+from fifa_stream.config import KafkaSettings, load
+from fifa_stream.consume import Consumer, Partition, Rebalance
+from fifa_stream.produce import DeliveryError, Producer
 from fifa_stream.records import (
     EngineIdentity,
     FrameRecord,
@@ -56,7 +58,8 @@ from fifa_stream.records import (
     RecordError,
     Verdict,
 )
-from fifa_stream.runner import Done, Outcome, Result, Work, serve
+from fifa_stream.runner import Clients, Done, Outcome, Result, Work, serve
+from fifa_stream.shedding import Shed, shed_verdict
 from fifa_stream.telemetry import configure_logging
 
 
@@ -78,6 +81,7 @@ class FakeClock:
 @dataclass(slots=True, eq=False)
 class _Group:
     members: list["MemoryConsumer"] = field(default_factory=list)
+    generation: int = 0
     committed: dict[Partition, int] = field(default_factory=dict)
 
 
@@ -117,6 +121,7 @@ class MemoryBroker:
     def rebalance(self, group: str, topic: str) -> None:
         """Deal the partitions of a topic round among the members; only what moves is revoked."""
         members = self._group(group).members
+        self._group(group).generation += 1
         wanted: dict[MemoryConsumer, list[Partition]] = {member: [] for member in members}
         for number in range(self._num_partitions[topic]):
             if members:
@@ -142,6 +147,14 @@ class MemoryBroker:
     def commit(self, group: str, positions: Mapping[Partition, int]) -> None:
         """Store next offsets."""
         self._group(group).committed.update(positions)
+
+    def is_current(self, group: str, member: "MemoryConsumer", generation: int) -> bool:
+        """Whether the group takes this member's word at this generation."""
+        return member in self._group(group).members and generation == self._group(group).generation
+
+    def generation(self, group: str) -> int:
+        """Goes up with each rebalance."""
+        return self._group(group).generation
 
 
 class MemoryConsumer:
@@ -201,6 +214,15 @@ class MemoryConsumer:
         self.commits.append(dict(positions))
         self._broker.commit(self._group, positions)
         return True
+
+    def member(self) -> object:
+        """(group, member, generation)."""
+        return self._group, self, self._broker.generation(self._group)
+
+    def rewind(self, begins: Mapping[Partition, int]) -> None:
+        """To what is committed."""
+        committed = self._broker.committed(self._group)
+        self.positions |= {partition: committed.get(partition, begin) for partition, begin in begins.items() if partition in self.positions}
 
     def give_up(self, partitions: Sequence[Partition]) -> None:
         """Hand partitions back, committing what is finished."""
@@ -273,6 +295,56 @@ class MemoryProducer:
         """Forget what waits: it was never acknowledged."""
         self.closed = True
         self._sent.clear()
+
+
+class MemoryTransactions(MemoryProducer):
+    """`TransactionalProducer` on a `MemoryBroker`: acknowledged at once, written at the commit, with the offsets, if the group agrees."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self._held: list[tuple[str, OutRecord]] = []
+        self._is_open = False
+        self.commits_until_failure: int | None = None
+        """Fail the commit after this many: before anything is written, or, with `lose_answer`, after everything is."""
+        self.lose_answer = False
+
+    def begin(self) -> None:
+        """Open."""
+        assert not self._is_open, "a transaction is open already"
+        self._is_open = True
+
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+        """Accept a record of the open transaction."""
+        assert self._is_open, "no transaction is open"
+        super().send(topic, record, answers=answers, on_delivery=on_delivery)
+
+    def poll(self) -> None:
+        """Acknowledge what waits; readers see none of it."""
+        while self._sent and not self.hold:
+            topic, record, _, on_delivery = self._sent.popleft()
+            self._held.append((topic, record))
+            on_delivery()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Whether everything sent can be acknowledged."""
+        return not self.hold or not self._sent
+
+    def commit(self, positions: Mapping[Partition, int], member: object) -> None:
+        """All or nothing."""
+        group, consumer, generation = cast(tuple[str, MemoryConsumer, int], member)
+        assert not self._sent, "a commit before everything was acknowledged"
+        fails = self.commits_until_failure == 0
+        if self.commits_until_failure is not None:
+            self.commits_until_failure -= 1
+        if (fails and not self.lose_answer) or not self._broker.is_current(group, consumer, generation):
+            raise DeliveryError("the transaction was refused")
+        for topic, record in self._held:
+            self._broker.append(topic, record)
+        self._broker.commit(group, positions)
+        self._held.clear()
+        self._is_open = False
+        if fails:
+            raise DeliveryError("the answer to a commit was lost")
 
 
 class InlineWorker:
@@ -453,14 +525,24 @@ class ToyProcessor:
             time.sleep(self._seconds_per_frame * len(frames))
         return [toy_result(frame) for frame in frames]
 
+    def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
+        """As every processor does."""
+        return shed_verdict(frame, shed, engine=TOY_ENGINE, operating_point=_toy_point_used())
+
+
+TOY_ENGINE = EngineIdentity(name="toy", version="0", manifest_sha256="0" * 64, encoder_sha256="0" * 64, precision="fp32", backend="onnxruntime")
+
+
+def _toy_point_used() -> OperatingPointUsed:
+    point = toy_operating_point()
+    return OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below)
+
 
 def toy_result(frame: FrameRecord) -> Result:
     """A function of the record alone."""
-    raw = frame.raw
-    value = raw.value or b""
+    raw, value = frame.raw, frame.value
     if value.startswith(b"bad"):
         return RecordError(Reason.UNDECODABLE_IMAGE, "the toy processor was sent a value that begins with 'bad'; send another")
-    point = toy_operating_point()
     return Verdict(
         id=f"{raw.topic}/{raw.partition}/{raw.offset}",
         input=InputCoordinates(
@@ -472,20 +554,94 @@ def toy_result(frame: FrameRecord) -> Result:
             frame_index=frame.frame_index,
             pts_ms=frame.pts_ms,
         ),
-        engine=EngineIdentity(name="toy", version="0", manifest_sha256="0" * 64, encoder_sha256="0" * 64, precision="fp32", backend="onnxruntime"),
-        media=Media(content_type="image/png", sha256=hashlib.sha256(value).hexdigest(), size_bytes=len(value), width=1, height=1),
+        engine=TOY_ENGINE,
+        media=Media(
+            content_type="image/png",
+            sha256=hashlib.sha256(value).hexdigest(),
+            size_bytes=len(value),
+            width=1,
+            height=1,
+            uri=None if frame.claim is None else frame.claim.uri,
+        ),
         label=Label.INCONCLUSIVE,
         fake_score=None,
-        operating_point=OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below),
+        operating_point=_toy_point_used(),
         faces=(),
         timings_ms={},
     )
 
 
+class DyingClients(Clients):
+    """kafka-python's clients that end the process by SIGKILL at a named point, after it was passed a number of times.
+
+    sent: an answer is with the producer. flushed: answers are acknowledged, the transaction is open. before-commit, after-commit: of offsets or of a
+    transaction. revoke: partitions are about to go.
+    """
+
+    POINTS = ("sent", "flushed", "before-commit", "after-commit", "revoke")
+
+    def __init__(self, point: str, times: int) -> None:
+        self._point, self._left = point, times
+
+    def passed(self, point: str) -> None:
+        """Die here?"""
+        if point == self._point:
+            self._left -= 1
+            if self._left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
+        """Dies around its commits and in its revocations."""
+        return cast(Consumer, _Dying(super().consumer(kafka, cluster, max_poll_records), self))
+
+    def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
+        """Die behind a send, a flush, and around their commits."""
+        make = super().producers(kafka)
+        return lambda: cast(Producer, _Dying(make(), self))
+
+
+class _Dying:
+    """A client with points of death between its calls."""
+
+    def __init__(self, client: object, points: DyingClients) -> None:
+        self._client, self._points = client, points
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        behind = {"send": "sent", "flush": "flushed", "commit": "after-commit"}.get(name)
+        if name == "subscribe":
+            return lambda topic, rebalance: value(topic, _DyingRebalance(rebalance, self._points))
+        if behind is None:
+            return value
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name == "commit":
+                self._points.passed("before-commit")
+            result = value(*arguments, **options)
+            self._points.passed(behind)
+            return result
+
+        return call
+
+
+class _DyingRebalance:
+    """Dies before partitions are given up."""
+
+    def __init__(self, rebalance: Rebalance, points: DyingClients) -> None:
+        self.assigned, self.lost = rebalance.assigned, rebalance.lost
+        self._revoked, self._points = rebalance.revoked, points
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """Maybe the last thing it hears."""
+        self._points.passed("revoke")
+        return self._revoked(partitions)
+
+
 def _worker(arguments: argparse.Namespace) -> int:
     settings = load()
     configure_logging(level=settings.telemetry.log_level, style=settings.telemetry.log_format, kafka_level=settings.telemetry.kafka_log_level)
-    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000))
+    clients = None if arguments.die_at is None else DyingClients(arguments.die_at, arguments.die_after)
+    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000), clients=clients)
     return 0 if outcome is Outcome.DRAINED else 75
 
 
@@ -494,6 +650,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fifa_stream.testing")
     worker = parser.add_subparsers(required=True).add_parser("worker", help="the real loop with a toy processor")
     worker.add_argument("--frame-ms", type=float, default=0.0, help="milliseconds each frame takes")
+    worker.add_argument("--die-at", choices=DyingClients.POINTS, help="end by SIGKILL at this point")
+    worker.add_argument("--die-after", type=int, default=0, help="times that the point is passed before")
     return _worker(parser.parse_args(arguments))
 
 

@@ -68,7 +68,8 @@ def test_every_serving_module_imports_without_torch_transformers_and_opencv() ->
 def test_serving_imports_only_what_the_distribution_declares() -> None:
     declared = {canonical(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    declared |= {canonical(requirement) for extra in ("build", "demo", "otlp", "tensorrt", "tensorrt-rtx") for requirement in extras[extra]}
+    serving_extras = ("build", "claims", "demo", "otlp", "tensorrt", "tensorrt-rtx", "video")
+    declared |= {canonical(requirement) for extra in serving_extras for requirement in extras[extra]}
     providers = packages_distributions()
     for name, path in SERVING.items():
         for top in imported(path) - set(PACKAGES) - sys.stdlib_module_names:

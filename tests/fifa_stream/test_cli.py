@@ -186,6 +186,6 @@ def test_send_hands_the_question_on(monkeypatch: pytest.MonkeyPatch, options: tu
         asked.append(query)
         return len(images)
 
-    monkeypatch.setitem(sys.modules, "fifa_stream.send", stand_in(send_images=send_images))
+    monkeypatch.setitem(sys.modules, "fifa_stream.send", stand_in(send_images=send_images, LargeImages=None))
     result = invoke("send", "a.png", *options)
     assert (result.exit_code, result.stdout, asked) == (ExitCode.OK, "1 sent to fifa.frames\n", [query])

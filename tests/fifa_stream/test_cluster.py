@@ -19,10 +19,10 @@ def test_the_embedded_broker_is_known_by_its_cluster_id() -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        pytest.param("127.0.0.1:1", "127.0.0.1:1: Connection refused", id="nobody listens"),
+        pytest.param("127.0.0.1:1", "127.0.0.1:1: tcp: Connection refused", id="nobody listens"),
         pytest.param("no-such-host.invalid:9092", "no-such-host.invalid:9092: ", id="no such host"),
         pytest.param("127.0.0.1:1,[::1]:1", r"127.0.0.1:1: .*\[::1\]:1: ", id="none of several"),
-        pytest.param("localhost", "'localhost' is not host:port", id="no port"),
+        pytest.param("localhost", "localhost: address: is not host:port", id="no port"),
     ],
 )
 def test_an_unreachable_broker_is_one_line_with_the_cause(address: str, says: str) -> None:
@@ -56,6 +56,6 @@ def silent_port() -> Iterator[int]:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kafka-python leaves sockets open when it cannot bootstrap
 def test_a_port_that_does_not_speak_kafka_is_told_from_a_closed_one(silent_port: int) -> None:
-    with pytest.raises(BrokerError, match="takes connections but did not answer as Kafka over PLAINTEXT"):
+    with pytest.raises(BrokerError, match=r"kafka: no answer within 0\.3 s; the broker hangs, or this is another port"):
         find_cluster(KafkaSettings(bootstrap_servers=f"127.0.0.1:{silent_port}", bootstrap_timeout_ms=300))
     gc.collect()  # here, not in a later test

@@ -9,7 +9,7 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.future import Future
 
 from fifa_stream.config import KafkaSettings
-from fifa_stream.produce import DEADLINE_MARGIN_S, DeliveryError, KafkaProducer, TopicError
+from fifa_stream.produce import DEADLINE_MARGIN_S, DeliveryError, KafkaProducer, TopicError, check_topics
 from fifa_stream.records import OutRecord, RawRecord
 from fifa_stream.testing import FakeClock
 
@@ -113,12 +113,15 @@ def test_the_producer_is_idempotent_and_waits_for_all_replicas(client: Callable[
     assert options["compression_type"] == "gzip"
 
 
-def test_a_missing_topic_is_said_with_its_remedy(client: Callable[[], ToyClient]) -> None:
-    producer = KafkaProducer(KafkaSettings())
-    producer.check("fifa.verdicts")
-    client().error = KafkaTimeoutError("Failed to update metadata")
-    with pytest.raises(TopicError, match=r"'fifa\.verdicts' cannot be used.*topics create"):
-        producer.check("fifa.verdicts")
+def test_a_missing_topic_is_said_with_its_remedy(client: Callable[[], ToyClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_topics(KafkaSettings())
+
+    def missing(self: ToyClient, topic: str) -> None:
+        raise KafkaTimeoutError("Failed to update metadata")
+
+    monkeypatch.setattr(ToyClient, "partitions_for", missing)
+    with pytest.raises(TopicError, match=r"'fifa\.frames' cannot be used.*topics create"):
+        check_topics(KafkaSettings())
 
 
 def test_closing_without_the_broker_is_not_an_error(client: Callable[[], ToyClient]) -> None:

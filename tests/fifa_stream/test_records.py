@@ -27,6 +27,7 @@ from fifa_stream.testing import toy_result
 
 GOLDEN_1_0 = Path(__file__).resolve().parent.parent / "golden" / "verdict-1.0.json"
 """As version 1.0 wrote it."""
+GOLDEN_1_1 = GOLDEN_1_0.with_name("verdict-1.1.json")
 
 
 def raw(*headers: tuple[str, bytes], value: bytes | None = b"image", key: bytes | None = None) -> RawRecord:
@@ -187,12 +188,18 @@ def test_a_verdict_of_version_1_0_is_still_read(echo: dict[str, Any] | None, wor
     assert read.schema_version == "1.0" and Verdict.from_bytes(read.to_bytes()) == read
 
 
+def test_a_verdict_of_version_1_1_is_read_and_written_as_it_was() -> None:
+    """What 1.2 adds is left out of a verdict on an image."""
+    old = GOLDEN_1_1.read_bytes().rstrip(b"\n")
+    assert Verdict.from_bytes(old).schema_version == "1.1" and Verdict.from_bytes(old).to_bytes() == old
+
+
 def test_a_verdict_states_its_version_in_body_and_headers() -> None:
     frame = parsed()
     answer = verdict(frame)
     headers = dict(verdict_record(answer, frame).headers)
-    assert json.loads(answer.to_bytes())["schema_version"] == "1.1"
-    assert (headers["fifa-schema-version"], headers["ce_dataschema"]) == (b"1.1", b"urn:fifa-stream:verdict:1.1")
+    assert json.loads(answer.to_bytes())["schema_version"] == "1.2"
+    assert (headers["fifa-schema-version"], headers["ce_dataschema"]) == (b"1.2", b"urn:fifa-stream:verdict:1.2")
 
 
 def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_and_why() -> None:

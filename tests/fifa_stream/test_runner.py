@@ -1,20 +1,44 @@
 """The loop, on an in-memory broker and a clock set by hand: one answer per record, commits only behind answers, and a clean end."""
 
+import hashlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings
+from fifa_stream.claims import ClaimStore, FetchPool
+from fifa_stream.config import (
+    BatchSettings,
+    ClaimSettings,
+    DeadLetterSettings,
+    KafkaSettings,
+    LimitSettings,
+    RuntimeSettings,
+    Settings,
+    SheddingSettings,
+)
+from fifa_stream.dead_letters import TooManyDeadLetters
 from fifa_stream.infer import FramePipeline, PipelineLimits
 from fifa_stream.produce import DeliveryError
-from fifa_stream.records import FrameRecord, OutRecord, QueryAnswered, RawRecord, RecordError, TransientError, Verdict
-from fifa_stream.runner import BATCHES_AT_WORKER, FrameProcessor, Outcome, ProcessingError, Result, Runner, Worker, WorkerThread, stop_on_signals
-from fifa_stream.telemetry import BATCH_RETRIES, COMMITS, DEAD_LETTERS_SENT, RECORDS_HANDED_OVER, VERDICTS_SENT, Health, Meter
+from fifa_stream.records import FrameRecord, NoteCode, OutRecord, QueryAnswered, RawRecord, RecordError, TransientError, Verdict
+from fifa_stream.runner import (
+    BATCHES_AT_WORKER,
+    FrameProcessor,
+    Outcome,
+    ProcessingError,
+    Result,
+    Runner,
+    Work,
+    Worker,
+    WorkerThread,
+    stop_on_signals,
+)
+from fifa_stream.telemetry import BATCH_RETRIES, COMMITS, DEAD_LETTERS_SENT, RECORDS_HANDED_OVER, RESTARTS, VERDICTS_SENT, Health, Meter
 from fifa_stream.testing import (
     FakeClock,
     InlineWorker,
@@ -35,7 +59,13 @@ class Rig:
     """A runner and everything around it."""
 
     def __init__(
-        self, config: Settings = SETTINGS, *, processor: FrameProcessor | None = None, broker: MemoryBroker | None = None, partitions: int = 2
+        self,
+        config: Settings = SETTINGS,
+        *,
+        processor: FrameProcessor | None = None,
+        broker: MemoryBroker | None = None,
+        partitions: int = 2,
+        claims: FetchPool[Work] | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.broker = broker or MemoryBroker({FRAMES: partitions, VERDICTS: partitions, DEAD: 1})
@@ -50,12 +80,13 @@ class Rig:
             config,
             self.processor,
             consumer=self.consumer,
-            producer=self.producer,
+            open_producer=lambda: self.producer,
             worker=self._inline,
             meter=self.meter,
             health=self.health,
             clock=self.clock,
             pause=self.pauses.append,
+            claims=claims,
         )
 
     def _inline(self, process: Callable[..., object]) -> Worker:
@@ -191,14 +222,29 @@ def test_a_refused_commit_is_made_good_by_the_next() -> None:
     assert rig.broker.committed("g") == {(FRAMES, 0): 1}
 
 
-def test_a_failed_delivery_stops_before_the_commit() -> None:
+def test_deliveries_that_keep_failing_stop_before_the_commit() -> None:
     rig = Rig()
     rig.feed(b"one", b"two", b"three")
     rig.producer.fail_after = 1
-    with pytest.raises(DeliveryError, match=f"{FRAMES}/0/1"):
+    with pytest.raises(DeliveryError, match=f"{FRAMES}/0/"):
         rig.runner.run()
-    assert rig.broker.committed("g") == {(FRAMES, 0): 1}
+    assert rig.broker.committed("g").get((FRAMES, 0), 0) <= 1
+    assert rig.meter.value(RESTARTS) == SETTINGS.runtime.transient_attempts - 1
     assert rig.consumer.closed
+
+
+def test_after_a_failed_delivery_everything_uncommitted_is_answered_through_a_new_producer() -> None:
+    rig = Rig()
+    rig.feed(b"one", b"two", b"three")
+    rig.producer.fail_after = 1
+    rig.consumer.on_poll = lambda: setattr(rig.producer, "fail_after", None) if rig.meter.value(RESTARTS) else None
+    rig.join()
+    rig.turn(10)
+    rig.clock.advance(2)
+    rig.turn()
+    assert sorted(set(rig.answers())) == [(FRAMES, 0, 0), (FRAMES, 0, 1), (FRAMES, 0, 2)]
+    assert rig.broker.committed("g") == {(FRAMES, 0): 3}
+    assert rig.meter.value(RESTARTS) == 1
 
 
 class Failing:
@@ -298,7 +344,13 @@ def test_a_full_producer_holds_results_back() -> None:
     rig = Rig()
     rig.producer = MemoryProducer(rig.broker, max_unacknowledged=3)
     rig.runner = Runner(
-        SETTINGS, rig.processor, consumer=rig.consumer, producer=rig.producer, worker=rig._inline, clock=rig.clock, pause=rig.pauses.append
+        SETTINGS,
+        rig.processor,
+        consumer=rig.consumer,
+        open_producer=lambda: rig.producer,
+        worker=rig._inline,
+        clock=rig.clock,
+        pause=rig.pauses.append,
     )
     rig.join()
     rig.feed(*[b"x"] * 20)
@@ -556,7 +608,7 @@ def test_the_loop_turns_while_the_worker_thread_is_busy() -> None:
 
     broker = MemoryBroker({FRAMES: 1, VERDICTS: 1, DEAD: 1})
     consumer, producer = MemoryConsumer(broker, "g"), MemoryProducer(broker)
-    runner = Runner(Settings(batch=BatchSettings(max_delay_ms=0)), Slow(), consumer=consumer, producer=producer)
+    runner = Runner(Settings(batch=BatchSettings(max_delay_ms=0)), Slow(), consumer=consumer, open_producer=lambda: producer)
     broker.append(FRAMES, OutRecord(b"s", b"x", ()))
     polls = iter(range(1_000_000_000))
 
@@ -575,7 +627,7 @@ def test_the_loop_turns_while_the_worker_thread_is_busy() -> None:
 def test_an_error_on_the_worker_thread_reaches_the_loop() -> None:
     broker = MemoryBroker({FRAMES: 1, VERDICTS: 1, DEAD: 1})
     broker.append(FRAMES, OutRecord(b"s", b"x", ()))
-    runner = Runner(SETTINGS, Failing(ZeroDivisionError("zero")), consumer=MemoryConsumer(broker, "g"), producer=MemoryProducer(broker))
+    runner = Runner(SETTINGS, Failing(ZeroDivisionError("zero")), consumer=MemoryConsumer(broker, "g"), open_producer=lambda: MemoryProducer(broker))
     with pytest.raises(ProcessingError, match="ZeroDivisionError"):
         runner.run()
 
@@ -605,3 +657,45 @@ def test_toy_results_are_what_the_loop_expects() -> None:
 def frame_of(value: bytes) -> FrameRecord:
     raw = RawRecord(FRAMES, 0, 0, 0, None, value, ())
     return FrameRecord(raw, "s", None, None, None, None, False, None, None)
+
+
+def test_a_topic_of_bad_records_stops_the_worker_before_the_letter_at_the_limit() -> None:
+    rig = Rig(SETTINGS.model_copy(update={"dead_letters": DeadLetterSettings(max_run=3)}), partitions=1)
+    rig.feed(*[b"bad"] * 5)
+    with pytest.raises(TooManyDeadLetters, match="3 records in a row"):
+        rig.runner.run()
+    assert len(rig.broker.records(DEAD)) == 2
+    assert rig.broker.committed("g")[FRAMES, 0] == 2
+
+
+def test_shed_frames_are_answered_by_verdicts_that_say_so() -> None:
+    rig = Rig(SETTINGS.model_copy(update={"shedding": SheddingSettings(policy="newest", max_waiting_per_stream=2)}), partitions=1)
+    rig.feed(*[b"frame"] * 16)
+    rig.join()
+    assert rig.worker is not None
+    rig.worker.hold = True
+    rig.turn(4)
+    rig.worker.hold = False
+    stop_after(rig, 5)
+    rig.turn(20)
+    assert rig.answers() == [(FRAMES, 0, offset) for offset in range(16)]
+    verdicts = [Verdict.from_bytes(record.value or b"") for record in rig.broker.records(VERDICTS)]
+    assert [any(note.code is NoteCode.SHED for note in verdict.notes) for verdict in verdicts] == [False] * 8 + [True] * 6 + [False] * 2
+
+
+def test_an_image_elsewhere_is_fetched_beside_the_loop(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"image")
+    store = ClaimStore(ClaimSettings(allowed=(f"file://{tmp_path}/",)))
+    pool = FetchPool[Work](store, threads=1, max_bytes_inside=1 << 20, attempts=1)
+    rig = Rig(partitions=1, claims=pool)
+    claim = (("claim-uri", f"file://{tmp_path}/one.png".encode()), ("claim-size", b"5"), ("content-type", b"image/png"))
+    for digest in (hashlib.sha256(b"image").hexdigest(), "0" * 64):
+        rig.broker.append(FRAMES, OutRecord(b"s", b"", (*claim, ("claim-sha256", digest.encode()))))
+    rig.join()
+    while len(rig.answers()) < 2:
+        rig.turn()
+        threading.Event().wait(0.005)  # the pool has a thread of its own
+    pool.close()
+    (verdict,) = rig.broker.records(VERDICTS)
+    assert Verdict.from_bytes(verdict.value or b"").media.sha256 == hashlib.sha256(b"image").hexdigest()
+    assert [dict(record.headers)["dlq-reason"] for record in rig.broker.records(DEAD)] == [b"claim_mismatch"]

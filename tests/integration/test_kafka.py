@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,48 +11,21 @@ from typing import Any
 
 import pytest
 
-from fifa_stream.cluster import find_cluster
-from fifa_stream.config import KafkaSettings, LimitSettings
+from fifa_stream.config import LimitSettings
 from fifa_stream.exits import ExitCode
+
+from .apache_kafka import ApacheKafka
 
 pytestmark = pytest.mark.kafka
 
-CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
 NUM_KILLS = 5
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def bootstrap_servers(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One KRaft node on free ports."""
-    folder = tmp_path_factory.mktemp("kafka")
-    broker_port, controller_port = free_ports(2)
-    lines = []
-    for line in (kafka_home / "config" / "server.properties").read_text().splitlines():
-        if line.startswith("log.dirs="):
-            line = f"log.dirs={folder / 'data'}"
-        lines.append(line.replace("127.0.0.1:9092", f"127.0.0.1:{broker_port}").replace("127.0.0.1:9093", f"127.0.0.1:{controller_port}"))
-    properties = folder / "server.properties"
-    properties.write_text("\n".join(lines) + "\n")
-    storage = [str(kafka_home / "bin" / "kafka-storage.sh"), "format", "--standalone", "-t", CLUSTER_ID, "-c", str(properties)]
-    subprocess.run(storage, check=True, capture_output=True, timeout=300)
-    with (folder / "broker.log").open("wb") as log:
-        broker = subprocess.Popen([str(kafka_home / "bin" / "kafka-server-start.sh"), str(properties)], stdout=log, stderr=log)
-        try:
-            address = f"127.0.0.1:{broker_port}"
-            cluster = find_cluster(KafkaSettings(bootstrap_servers=address, bootstrap_timeout_ms=300_000))
-            assert cluster.cluster_id == CLUSTER_ID
-            yield address
-        finally:
-            broker.terminate()
-            broker.wait(60)
+    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker.bootstrap_servers
 
 
 def test_a_plaintext_client_learns_that_a_broker_does_not_speak_tls(bootstrap_servers: str) -> None:
@@ -62,7 +34,7 @@ def test_a_plaintext_client_learns_that_a_broker_does_not_speak_tls(bootstrap_se
     environment = {**os.environ, **{f"FIFA_KAFKA__{name}": value for name, value in settings.items()}}
     told = subprocess.run([sys.executable, "-m", "fifa_stream.cli", "topics", "create"], env=environment, capture_output=True, text=True, timeout=120)
     assert told.returncode == ExitCode.BROKER, told.stderr
-    assert "did not answer as Kafka over SSL" in told.stderr and told.stderr.count("\n") == 1
+    assert "tls: this port speaks Kafka without TLS" in told.stderr and told.stderr.count("\n") == 1
 
 
 def test_every_record_ends_as_exactly_one_answer_and_sigterm_drains(

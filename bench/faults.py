@@ -1,0 +1,219 @@
+"""`make faults`: members are killed by SIGKILL over and over on Apache Kafka; what do readers see?
+
+A seeded schedule: each round sends sequence-numbered records to a fleet of one to three members and kills one of them, in every second round at a
+uniform time, else at a named point (`fifa_stream.testing.DyingClients`). Its replacement takes its name over, as a pod of a StatefulSet does. In the
+end every answer is read with read_committed and held against what was sent. Writes docs/bench/faults.md.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import kafka as kafka_python
+
+from fifa_stream.cluster import create_topics
+from fifa_stream.config import KafkaSettings
+from fifa_stream.records import Verdict
+from fifa_stream.send import frame_record
+from fifa_stream.testing import DyingClients
+from tests.integration.apache_kafka import ApacheKafka
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMIT_INTERVAL_MS = 200
+NUM_PARTITIONS = 6
+GUARANTEES = ("exactly_once", "at_least_once")
+
+
+@dataclass
+class Fleet:
+    """Members by name; a replacement takes over the name."""
+
+    kafka: KafkaSettings
+    guarantee: str
+    members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, *die: str) -> None:
+        """One member; `die` are options of the toy worker."""
+        values = {
+            "bootstrap_servers": self.kafka.bootstrap_servers,
+            "group_id": self.kafka.group_id,
+            "frames_topic": self.kafka.frames_topic,
+            "verdicts_topic": self.kafka.verdicts_topic,
+            "dead_letters_topic": self.kafka.dead_letters_topic,
+            "session_timeout_ms": 1_000,
+            "processing_guarantee": self.guarantee,
+            "commit_interval_ms": COMMIT_INTERVAL_MS,
+        } | ({"transactional_id": name} if self.guarantee == "exactly_once" else {})
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
+        environment |= {f"FIFA_KAFKA__{key.upper()}": str(value) for key, value in values.items()} | {"FIFA_RUNTIME__HEALTH_PORT": "0"}
+        self.members[name] = subprocess.Popen(
+            [sys.executable, "-m", "fifa_stream.testing", "worker", *die], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, whether or not it has died by itself."""
+        process = self.members.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@dataclass
+class Tally:
+    """What came of a run."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    lost: int = 0
+    repeated: int = 0
+    foreign: int = 0
+    """Answers to records that were never sent."""
+    seconds: float = 0.0
+    others: Counter[str] = field(default_factory=Counter)
+    """Members that ended otherwise than they were told to, by exit status."""
+
+
+def answers(kafka: KafkaSettings, wanted: int, timeout_s: float) -> Counter[int]:
+    """How often each sequence number was answered, as a read_committed reader sees it."""
+    seen = Counter[int]()
+    consumer = kafka_python.KafkaConsumer(
+        kafka.verdicts_topic, **kafka.client_options(), auto_offset_reset="earliest", isolation_level="read_committed", max_poll_records=2_000
+    )
+    deadline, is_last = time.monotonic() + timeout_s, False
+    while time.monotonic() < deadline:
+        batches = consumer.poll(timeout_ms=1_000, max_records=2_000)
+        for record in (record for records in batches.values() for record in records):
+            source = Verdict.from_bytes(record.value).input
+            assert source is not None and source.frame_index is not None
+            seen[source.frame_index] += 1
+        if is_last and not batches:
+            break
+        is_last = len(seen) >= wanted and not batches
+    consumer.close()
+    return seen
+
+
+def run(broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: int) -> Tally:
+    """One schedule."""
+    schedule = random.Random(seed)
+    name = f"faults-{guarantee.replace('_', '-')}-{seed}"
+    kafka = KafkaSettings(
+        bootstrap_servers=broker.bootstrap_servers,
+        group_id=name,
+        frames_topic=f"{name}.frames",
+        verdicts_topic=f"{name}.verdicts",
+        dead_letters_topic=f"{name}.dead-letters",
+    )
+    create_topics(kafka, {kafka.frames_topic: NUM_PARTITIONS, kafka.verdicts_topic: NUM_PARTITIONS, kafka.dead_letters_topic: 1}, replication=1)
+    producer = kafka_python.KafkaProducer(**kafka.client_options(), batch_size=256 << 10, linger_ms=5)
+    fleet, tally, began = Fleet(kafka, guarantee), Tally(), time.monotonic()
+    points = [point for point in DyingClients.POINTS if guarantee == "exactly_once" or point != "flushed"]
+    try:
+        for round_number in range(kills):
+            size = schedule.randint(1, 3)
+            for number in range(3):
+                member = f"{name}-{number}"
+                process = fleet.members.get(member)
+                if process is not None and (status := process.poll()) is not None:
+                    tally.others[str(status)] += 1
+                    del fleet.members[member]
+                if number >= size and member in fleet.members:
+                    fleet.members[member].terminate()
+                    if fleet.members.pop(member).wait(60) != 0:
+                        tally.others["drain"] += 1
+                elif number < size and member not in fleet.members:
+                    fleet.start(member)
+            victim = f"{name}-{schedule.randrange(size)}"
+            point = "uniform" if round_number % 2 else schedule.choice(points)
+            if point != "uniform":
+                fleet.kill(victim)
+                passes = schedule.randint(0, 400) if point == "sent" else 0 if point == "revoke" else schedule.randint(0, 4)
+                fleet.start(victim, "--die-at", point, "--die-after", str(passes))
+            time.sleep(1.5)  # the interpreters start
+            for _ in range(records):
+                record = frame_record(b"image", stream_id=f"stream-{tally.sent % 50}", frame_index=tally.sent)
+                producer.send(kafka.frames_topic, key=record.key, value=record.value, headers=list(record.headers))
+                tally.sent += 1
+            producer.flush(timeout=60)
+            if point == "revoke" and size < 3:  # a further member makes partitions move
+                fleet.start(f"{name}-{size}")
+            if point == "uniform":
+                time.sleep(schedule.uniform(0, 2.5))
+            else:
+                deadline = time.monotonic() + 6
+                while fleet.members[victim].poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                if fleet.members[victim].poll() is None:
+                    point = f"uniform ({point} not met)"
+            fleet.kill(victim)
+            tally.kills[point] += 1
+            print(f"\r{guarantee}: kill {round_number + 1} of {kills} ({point}), {tally.sent} sent          ", end="", file=sys.stderr, flush=True)
+        fleet.start(f"{name}-0") if f"{name}-0" not in fleet.members else None
+        seen = answers(kafka, tally.sent, timeout_s=300)
+    finally:
+        producer.close(timeout=5)
+        for member in list(fleet.members):
+            fleet.kill(member)
+    tally.lost = len(set(range(tally.sent)) - seen.keys())
+    tally.foreign = len(seen.keys() - set(range(tally.sent)))
+    tally.repeated = sum(seen.values()) - len(seen)
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def page(tallies: dict[str, Tally], options: argparse.Namespace) -> str:
+    """Markdown."""
+    lines = [
+        "# Kills",
+        "",
+        f"`make faults`, {date.today():%Y-%m-%d}: Apache Kafka on one machine, seed {options.seed}, {options.records} records a round, one to "
+        f"three members, {NUM_PARTITIONS} partitions, commits every {COMMIT_INTERVAL_MS} ms. Counted as a read_committed reader sees it.",
+        "",
+        "| guarantee | kills | records | lost | repeated | repeated a kill | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for guarantee, tally in tallies.items():
+        kills = sum(tally.kills.values())
+        each = f"{tally.repeated / kills:.1f}"
+        lines.append(f"| {guarantee} | {kills} | {tally.sent} | {tally.lost} | {tally.repeated} | {each} | {tally.seconds / 60:.1f} |")
+    lines += ["", "| died at | " + " | ".join(tallies) + " |", "|---" * (1 + len(tallies)) + "|"]
+    for point in sorted({point for tally in tallies.values() for point in tally.kills}):
+        lines.append(f"| {point} | " + " | ".join(str(tally.kills[point]) for tally in tallies.values()) + " |")
+    ended = {guarantee: dict(tally.others) for guarantee, tally in tallies.items() if tally.others}
+    lines += ["", f"Members that ended by themselves, by exit status: {ended or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run both guarantees; 1 where the promise was broken."""
+    parser = argparse.ArgumentParser(description="Kill members of a group over and over.")
+    parser.add_argument("--kills", type=int, default=100, help="of each guarantee")
+    parser.add_argument("--records", type=int, default=2_000, help="sent between kills")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--guarantee", choices=GUARANTEES, action="append")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "faults.md")
+    options = parser.parse_args()
+    home = os.environ.get("KAFKA_HOME")
+    if home is None:
+        print("skipped: needs Apache Kafka; set KAFKA_HOME")
+        return 0
+    tallies = {}
+    with tempfile.TemporaryDirectory() as folder, ApacheKafka(Path(home), Path(folder)) as broker:
+        for guarantee in options.guarantee or GUARANTEES:
+            tallies[guarantee] = run(broker, guarantee, kills=options.kills, records=options.records, seed=options.seed)
+    text = page(tallies, options)
+    options.out.write_text(text)
+    print(text)
+    return int(any(tally.lost or tally.foreign or (guarantee == "exactly_once" and tally.repeated) for guarantee, tally in tallies.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""How answers and offsets become durable: the two guarantees.
+
+    AtLeastOnce   answers first; once they are acknowledged, offsets by a commit of the group. A crash in between repeats answers.
+    ExactlyOnce   answers and offsets in one Kafka transaction, which the broker refuses when the group has moved on (KIP-447).
+
+Both end a failure in the same way: `restart` throws the producer away, forgets everything in flight and goes back to what the broker says is
+committed.
+Nothing is ever resent by an old producer, whose state after a failed delivery cannot be trusted (kafka-python 3.0.12 falls silent for ever).
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, cast
+
+from fifa_stream.consume import Consumer, GroupError
+from fifa_stream.offsets import OffsetTracker, Partition, Ticket
+from fifa_stream.produce import DeliveryError, Producer, TransactionalProducer
+from fifa_stream.records import OutRecord
+from fifa_stream.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 0.25
+"""What a commit waits for acknowledgements before the loop turns again."""
+REVOKE_FLUSH_S = 2.0
+"""The same while partitions are given up: the client's thread sends no heartbeat meanwhile."""
+
+
+class Committer(Protocol):
+    """Sends answers and commits the offsets of their records. The loop's thread owns it; `revoked` and `lost` come on the client's."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `send` may be called."""
+        ...
+
+    def send(self, topic: str, record: OutRecord, *, ticket: Ticket, on_delivery: Callable[[], None]) -> bool:
+        """Hand an answer over; `on_delivery` runs inside a later call. False: the record is no longer ours to answer. Raises DeliveryError."""
+        ...
+
+    def poll(self) -> None:
+        """Run what was acknowledged. Raises DeliveryError."""
+        ...
+
+    def commit(self) -> bool | None:
+        """Commit what is answered: accepted, refused, or None where there is nothing to commit or not yet. Raises DeliveryError."""
+        ...
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """Stop tracking; return what the group may still commit."""
+        ...
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """Stop tracking what has gone already."""
+        ...
+
+    def restart(self) -> None:
+        """Begin again at what is committed, with a new producer. Raises DeliveryError when the broker does not let us."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Disconnect the producer."""
+        ...
+
+
+class _Common:
+    """The producer and its replacement."""
+
+    def __init__(
+        self, offsets: OffsetTracker, consumer: Consumer, open_producer: Callable[[], Producer], *, watchdog: Watchdog, call_timeout_s: float
+    ) -> None:
+        self._offsets = offsets
+        self._consumer = consumer
+        self._open_producer = open_producer
+        self._watchdog = watchdog
+        self._call_timeout_s = call_timeout_s
+        self._producer = open_producer()
+
+    def _replace_producer(self) -> None:
+        with self._watchdog.limit("the replacement of the producer", self._call_timeout_s):
+            self._producer.close(timeout_s=0.0)
+            self._producer = self._open_producer()
+
+    def _rewind(self, begins: Mapping[Partition, int]) -> None:
+        try:
+            with self._watchdog.limit("the return to the committed offsets", self._call_timeout_s):
+                self._consumer.rewind(begins)
+        except GroupError as error:
+            raise DeliveryError(str(error)) from None
+
+    def close(self, timeout_s: float) -> None:
+        """Disconnect; what is not acknowledged was not committed."""
+        self._producer.close(timeout_s=timeout_s)
+
+
+class AtLeastOnce(_Common):
+    """`Committer` by commits of the group."""
+
+    @property
+    def has_room(self) -> bool:
+        """The producer's bound in bytes."""
+        return self._producer.has_room
+
+    def send(self, topic: str, record: OutRecord, *, ticket: Ticket, on_delivery: Callable[[], None]) -> bool:
+        """Hand over unless the partition has gone."""
+        if not ticket.live:
+            return False
+        self._producer.send(topic, record, answers=ticket.record, on_delivery=on_delivery)
+        return True
+
+    def poll(self) -> None:
+        """Acknowledgements advance the watermark."""
+        self._producer.poll()
+
+    def commit(self) -> bool | None:
+        """Offsets of what is acknowledged."""
+        if not (positions := self._offsets.to_commit()):
+            return None
+        with self._watchdog.limit("a commit of offsets", self._call_timeout_s):
+            accepted = self._consumer.commit(positions)
+        if accepted:
+            self._offsets.committed(positions)
+        return accepted
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """What is finished is committed with the partitions' going."""
+        return self._offsets.revoke(partitions)
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """Nothing can be committed."""
+        self._offsets.revoke(partitions)
+
+    def restart(self) -> None:
+        """New producer, old offsets."""
+        begins = self._offsets.restart()
+        self._replace_producer()
+        self._rewind(begins)
+
+
+class ExactlyOnce(_Common):
+    """`Committer` by transactions.
+
+    A transaction opens with its first answer. Answers of a partition are sent in the order of its records (`offsets.InOrder`), so once all are
+    acknowledged the watermark lies right behind them: the transaction commits exactly the offsets that it answers.
+
+    Partitions that go take their answers along: the transaction is committed before they do, on the client's thread, or else it is never committed.
+    The lock makes "these partitions are ours" and "this is in the transaction" one fact. Under it nothing waits for the consumer's thread.
+    """
+
+    def __init__(
+        self, offsets: OffsetTracker, consumer: Consumer, open_producer: Callable[[], Producer], *, watchdog: Watchdog, call_timeout_s: float
+    ) -> None:
+        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s)
+        self._lock = threading.RLock()
+        self._is_open = False
+        self._is_sealed = False
+        """Due to be committed: takes no further answer."""
+        self._spoiled: DeliveryError | None = None
+        """Why the open transaction must not be committed."""
+        self._times_back = 0
+
+    @property
+    def _transactions(self) -> TransactionalProducer:
+        return cast(TransactionalProducer, self._producer)
+
+    @property
+    def has_room(self) -> bool:
+        """Not between the end of one transaction and the begin of the next."""
+        return not self._is_sealed and self._producer.has_room
+
+    def send(self, topic: str, record: OutRecord, *, ticket: Ticket, on_delivery: Callable[[], None]) -> bool:
+        """Into the open transaction, or a new one."""
+        with self._lock:
+            self._refuse_spoiled()
+            if not ticket.live:
+                return False
+            if not self._is_open:
+                self._transactions.begin()
+                self._is_open, self._times_back = True, self._offsets.num_times_back
+            self._producer.send(topic, record, answers=ticket.record, on_delivery=on_delivery)
+            return True
+
+    def poll(self) -> None:
+        """Acknowledged is not committed: readers see nothing yet."""
+        with self._lock:
+            self._refuse_spoiled()
+            self._producer.poll()
+
+    def commit(self) -> bool | None:
+        """Answers and offsets at once. None while acknowledgements are missing: tried again at the next turn, and nothing is sent until then."""
+        member = self._consumer.member()  # before the lock: it may wait for the client's thread, which may wait for the lock in `revoked`
+        with self._lock:
+            self._refuse_spoiled()
+            if not self._is_open:
+                return None
+            self._is_sealed = True
+            with self._watchdog.limit("the commit of a transaction", self._call_timeout_s):
+                if not self._transactions.flush(FLUSH_S):
+                    return None
+                self._producer.poll()
+                self._finish(member)
+            return True
+
+    def _finish(self, member: object) -> None:
+        if self._offsets.num_times_back != self._times_back:
+            raise DeliveryError("a partition delivered records again while their answers were in an open transaction")
+        positions = self._offsets.to_commit()
+        self._transactions.commit(positions, member)
+        self._offsets.committed(positions)
+        self._is_open = self._is_sealed = False
+
+    def _refuse_spoiled(self) -> None:
+        if self._spoiled is not None:
+            raise self._spoiled
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """Commit what is open before the partitions go, or spoil it. The group itself has nothing to commit."""
+        with self._lock:
+            if self._is_open and self._spoiled is None:
+                try:
+                    with self._watchdog.limit("the commit of a transaction before partitions go", self._call_timeout_s):
+                        if not self._transactions.flush(REVOKE_FLUSH_S):
+                            raise DeliveryError("answers were not acknowledged before their partitions went to another member")
+                        self._producer.poll()
+                        self._finish(self._consumer.member())
+                except DeliveryError as error:
+                    self._spoiled = error
+            self._offsets.revoke(partitions)
+            return {}
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """An open transaction may hold answers that another member gives as well."""
+        with self._lock:
+            self._offsets.revoke(partitions)
+            if self._is_open and self._spoiled is None:
+                self._spoiled = DeliveryError("partitions were lost while their answers were in an open transaction")
+
+    def restart(self) -> None:
+        """The new producer's first act ends the old one's transaction; only then the committed offsets are the truth."""
+        with self._lock:
+            begins = self._offsets.restart()
+            self._replace_producer()
+            self._is_open = self._is_sealed = False
+            self._spoiled = None
+        self._rewind(begins)

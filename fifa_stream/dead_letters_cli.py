@@ -1,0 +1,256 @@
+"""`fifa-stream dead-letters`: what became of records without a verdict; look at them, and send them again.
+
+Everything in a letter may come from a stranger: no control character of it reaches the terminal.
+"""
+
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fifa_stream.exits import ExitCode, clear_errors, end
+
+if TYPE_CHECKING:
+    from fifa_stream.config import KafkaSettings
+    from fifa_stream.dead_letter_tools import Replay
+    from fifa_stream.records import DeadLetter
+    from fifa_stream.topic_reader import Span
+
+app = typer.Typer(help="Look at dead letters, and send them again.", no_args_is_help=True)
+
+ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="NAME", help="Only letters of this reason.")]
+PartitionOption = Annotated[int | None, typer.Option("--partition", min=0, help="Of the dead-letters topic; default: all.")]
+OffsetOption = Annotated[int | None, typer.Option("--offset", min=0, help="Begin here; needs --partition.")]
+SinceOption = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only newer ones: 90s, 15m, 2h, 7d, or 2026-01-31T12:00 (UTC).")]
+BootstrapOption = Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
+DUMPED_BYTES = 64
+MAX_SHOWN_CHARACTERS = 400
+
+
+@app.command("list")
+def list_letters(
+    reason: ReasonOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Rows, the last ones; the count below them is of all.")] = 100,
+    partition: PartitionOption = None,
+    offset: OffsetOption = None,
+    since: SinceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a letter.")] = False,
+    bootstrap: BootstrapOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Say of each letter where it lies, when it was written, why, and which record it was; then how many there are by reason."""
+    with clear_errors():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        from fifa_stream.dead_letter_tools import read_letters
+        from fifa_stream.records import DeadLetter
+
+        kafka, span = _kafka(bootstrap, config), _span(partition, offset, since)
+        rows: deque[dict[str, object]] = deque(maxlen=limit)
+        reasons, num_strays = Counter[str](), 0
+        for letter in read_letters(kafka, span, reason=_known(reason)):
+            if isinstance(letter, DeadLetter):
+                reasons[letter.reason] += 1
+                rows.append(_row(letter))
+            else:
+                num_strays += 1
+        if as_json:
+            for row in rows:
+                typer.echo(json.dumps(row))  # ASCII: control characters are escaped
+            return
+        names = ("letter", "written", "reason", "original", "tries", "error")
+        table = Table(*names)
+        for row in rows:
+            table.add_row(*(Text(_plain(str(row[name])), overflow="fold") for name in names))
+        if rows:
+            Console().print(table)
+        by_reason = ", ".join(f"{_plain(name)} {count}" for name, count in reasons.most_common())
+        typer.echo(f"{reasons.total()} dead letters{f': {by_reason}' if reasons else ''}{_strays(num_strays)}")
+
+
+@app.command()
+def show(
+    letter: Annotated[str, typer.Argument(metavar="PARTITION/OFFSET", help="As `list` names it.")],
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the original value here; never over a file.")] = None,
+    bootstrap: BootstrapOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show one letter: the error, the original's headers, and what its value is."""
+    with clear_errors():
+        if not (named := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,18})", letter)):
+            end(ExitCode.USAGE, f"{_plain(letter)!r} names no letter; give PARTITION/OFFSET, as `dead-letters list` does")
+        if save is not None and save.exists():
+            end(ExitCode.USAGE, f"{save} exists and stays as it is; give another file to --save")
+        from fifa_stream.dead_letter_tools import read_letters
+        from fifa_stream.topic_reader import Span
+
+        kafka = _kafka(bootstrap, config)
+        partition, offset = int(named[1]), int(named[2])
+        found = next(read_letters(kafka, Span(partition=partition, offset=offset)), None)
+        if isinstance(found, ValueError):
+            end(ExitCode.SOME_FAILED, _plain(str(found)))
+        if found is None or found.raw.offset != offset:
+            end(ExitCode.SOME_FAILED, f"there is no letter {letter} on {kafka.dead_letters_topic}; `dead-letters list` names them")
+        for line in _described(found):
+            typer.echo(_plain(line))
+        if save is not None:
+            if not found.is_whole:
+                end(ExitCode.SOME_FAILED, f"letter {letter} does not hold the original value; nothing was saved")
+            try:
+                with save.open("xb") as file:
+                    file.write(found.raw.value or b"")
+            except OSError as error:
+                end(ExitCode.SOME_FAILED, f"{save} cannot be written: {error.strerror}; give another file to --save")
+            typer.echo(f"saved to {save}")
+
+
+@app.command()
+def replay(
+    topic: Annotated[str | None, typer.Option("--topic", help="Where to; default: where each original lay.")] = None,
+    reason: ReasonOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many letters, from the first on.")] = None,
+    partition: PartitionOption = None,
+    offset: OffsetOption = None,
+    since: SinceOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+    bootstrap: BootstrapOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Send originals again: key, value and headers as they were, behind them `dlq-replayed`. The letters stay. Exit 1 where one was skipped."""
+    with clear_errors():
+        from itertools import islice
+
+        from fifa_stream.dead_letter_tools import read_letters
+        from fifa_stream.dead_letter_tools import replay as replay_letters
+        from fifa_stream.records import DeadLetter
+
+        kafka, span = _kafka(bootstrap, config), _span(partition, offset, since)
+        strays: list[object] = []
+
+        def letters() -> Iterator["DeadLetter"]:
+            for letter in read_letters(kafka, span, reason=_known(reason)):
+                if isinstance(letter, DeadLetter):
+                    yield letter
+                else:
+                    strays.append(letter)
+
+        sent, skipped = Counter[str](), Counter[str]()
+        for one in replay_letters(kafka, islice(letters(), limit), topic=topic, dry_run=dry_run):
+            if one.record is None:
+                skipped[one.skipped] += 1
+            else:
+                sent[one.topic] += 1
+            if dry_run or one.record is None:
+                typer.echo(_plain(_told(one)))
+        done = "would be sent" if dry_run else "sent"
+        typer.echo(f"{sent.total()} {done}{''.join(f', {count} to {_plain(name)}' for name, count in sent.items())}{_strays(len(strays))}")
+        if skipped:
+            reasons = ", ".join(f"{count}: {why}" for why, count in skipped.most_common())
+            end(ExitCode.SOME_FAILED, f"{skipped.total()} letters skipped ({reasons})")
+
+
+def _told(one: "Replay") -> str:
+    letter = one.letter
+    what = f"{letter.raw.partition}/{letter.raw.offset} ({letter.topic}/{letter.partition}/{letter.offset}, {letter.reason})"
+    if one.record is None:
+        return f"{what} skipped: {one.skipped}"
+    return f"{what} to {one.topic}: {len(one.record.value or b'')} bytes, {len(one.record.headers)} headers, try {letter.attempts + 1}"
+
+
+def _row(letter: "DeadLetter") -> dict[str, object]:
+    return {
+        "letter": f"{letter.raw.partition}/{letter.raw.offset}",
+        "written": _time(letter.raw.timestamp_ms),
+        "reason": letter.reason,
+        "original": f"{letter.topic}/{letter.partition}/{letter.offset}",
+        "tries": letter.attempts,
+        "error": letter.error,
+        "group": letter.group,
+        "kept": letter.kept.value,
+        "value_bytes": len(letter.raw.value or b""),
+        "value_sha256": letter.value_sha256,
+    }
+
+
+def _described(letter: "DeadLetter") -> Iterator[str]:
+    raw, value = letter.raw, letter.raw.value or b""
+    yield f"letter     {raw.topic}/{raw.partition}/{raw.offset}, written {_time(raw.timestamp_ms)} by group {letter.group}"
+    yield f"reason     {letter.reason}"
+    yield f"error      {letter.error}"
+    yield f"original   {letter.topic}/{letter.partition}/{letter.offset}, {_time(letter.timestamp_ms)}, tried {letter.attempts} times"
+    yield f"key        {'null' if raw.key is None else _shown(raw.key)}"
+    for name, data in letter.headers:
+        yield f"header     {name[:MAX_SHOWN_CHARACTERS]}: {_shown(data)}"
+    yield f"value      {len(value)} bytes here, sha256 of the original {letter.value_sha256}, kept: {letter.kept.value}"
+    for start in range(0, min(len(value), DUMPED_BYTES), 16):
+        part = value[start : min(start + 16, DUMPED_BYTES)]
+        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        yield f"  {start:04x}  {part.hex(' '):47}  {letters}"
+
+
+def _shown(data: bytes) -> str:
+    text = data.decode("utf-8", "backslashreplace")
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(data)} bytes)"
+
+
+def _plain(text: str) -> str:
+    """Without what steers a terminal: controls, escapes, marks that turn the direction of writing."""
+    from fifa_stream.analyze import printable
+
+    return printable(text)
+
+
+def _time(unix_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ms} ms"
+
+
+def _strays(count: int) -> str:
+    return f"; {count} records on the topic are no letters of ours" if count else ""
+
+
+def _known(reason: str | None) -> str | None:
+    from fifa_stream.records import Reason
+
+    if reason is not None and reason not in list(Reason):
+        end(ExitCode.USAGE, f"--reason {_plain(reason)!r} is none; choose from {', '.join(Reason)}")
+    return reason
+
+
+def _span(partition: int | None, offset: int | None, since: str | None) -> "Span":
+    from fifa_stream.topic_reader import Span
+
+    if offset is not None and partition is None:
+        end(ExitCode.USAGE, f"--offset {offset} is of one partition; give --partition as well")
+    return Span(partition, offset, None if since is None else _unix_ms(since))
+
+
+def _unix_ms(text: str) -> int:
+    """'15m' ago, or a time in ISO 8601, which is UTC unless it says otherwise."""
+    try:
+        if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
+            unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[ago[2]]
+            time = datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
+        else:
+            time = datetime.fromisoformat(text)
+            time = time if time.tzinfo else time.replace(tzinfo=UTC)
+        return max(0, int(time.timestamp() * 1000))
+    except (ValueError, OverflowError):
+        end(ExitCode.USAGE, f"--since {_plain(text)!r} is no time; write 15m, 2h, 7d or 2026-01-31T12:00")
+
+
+def _kafka(bootstrap: str | None, config: Path | None) -> "KafkaSettings":
+    from fifa_stream.config import load
+
+    kafka = load(config).kafka
+    return kafka.model_copy(update={"bootstrap_servers": bootstrap}) if bootstrap else kafka
