@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench import faults
 from fifa_stream.config import LimitSettings
 from fifa_stream.exits import ExitCode
 
@@ -22,10 +23,15 @@ NUM_KILLS = 5
 
 
 @pytest.fixture(scope="module")
-def bootstrap_servers(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     """One KRaft node on free ports."""
     with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
+        yield broker
+
+
+@pytest.fixture
+def bootstrap_servers(apache: ApacheKafka) -> str:
+    return apache.bootstrap_servers
 
 
 def test_a_plaintext_client_learns_that_a_broker_does_not_speak_tls(bootstrap_servers: str) -> None:
@@ -66,6 +72,39 @@ def test_five_kills_lose_nothing_and_repeat_no_more_than_was_in_flight(bootstrap
     # A kill repeats what was in flight and what was answered since the last commit: at most 200 frames of 1 ms in an interval of 200 ms.
     assert repeats <= NUM_KILLS * (LimitSettings().max_in_flight_records + 200)
     print(f"{NUM_KILLS} kills, {len(stream.sent)} records, 0 lost, {repeats} repeated")
+
+
+def test_with_exactly_once_five_kills_lose_and_repeat_nothing(apache: ApacheKafka) -> None:
+    """The schedule of `make faults`, short."""
+    tally = faults.run(apache, "exactly_once", kills=NUM_KILLS, records=1_000, seed=1)
+    assert (tally.sent, tally.lost, tally.repeated, tally.foreign, dict(tally.others)) == (NUM_KILLS * 1_000, 0, 0, 0, {})
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_nothing(apache: ApacheKafka, new_stream: Any) -> None:
+    stream = new_stream(apache.bootstrap_servers)
+    worker = stream.start_worker(frame_ms=1.0)
+    worker.wait_ready()
+    stream.send([b"image"] * 1_500)
+    stream.answers(at_least=200)
+    apache.kill()
+    apache.start()
+    verdicts, _ = stream.answers()
+    assert verdicts.keys() == stream.sent
+    assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
+
+
+def test_a_broker_that_freezes_costs_nothing(apache: ApacheKafka, new_stream: Any) -> None:
+    stream = new_stream(apache.bootstrap_servers)
+    worker = stream.start_worker(frame_ms=1.0)
+    worker.wait_ready()
+    stream.send([b"image"] * 1_500)
+    stream.answers(at_least=200)
+    apache.freeze()
+    time.sleep(8.0)  # longer than the session
+    apache.thaw()
+    verdicts, _ = stream.answers()
+    assert verdicts.keys() == stream.sent
+    assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
 
 
 def test_two_members_share_and_hand_over(bootstrap_servers: str, new_stream: Any) -> None:

@@ -1,0 +1,158 @@
+"""Security on real listeners of Apache Kafka: every mechanism serves, and every mistake is told by its step and its setting within five seconds."""
+
+import base64
+import gc
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from pydantic import SecretStr
+
+from fifa_stream.cluster import BrokerError, create_topics, find_cluster
+from fifa_stream.config import KafkaSettings
+from fifa_stream.produce import check_topics
+
+from .apache_kafka import ApacheKafka
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # kafka-python leaves TLS sockets to the garbage collector
+]
+
+USER, PASSWORD = "moderator", "the-password-of-this-test"
+TOLD_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A broker and what clients need."""
+
+    broker: ApacheKafka
+    folder: Path
+
+    def settings(self, listener: str, **more: object) -> KafkaSettings:
+        """Right in every respect, except for `more`."""
+        values: dict[str, object] = {
+            "bootstrap_servers": self.broker.address(listener).replace("127.0.0.1", "localhost"),
+            "bootstrap_timeout_ms": 30_000,
+            "security_protocol": "SSL" if listener in ("TLS", "MUTUAL") else "SASL_SSL",
+            "ssl_cafile": self.folder / "ca.pem",
+        }
+        if listener == "MUTUAL":
+            values |= {"ssl_certfile": self.folder / "client.pem", "ssl_keyfile": self.folder / "client.pem"}
+        if listener == "PASSWORD":
+            values |= {"sasl_mechanism": "SCRAM-SHA-512", "sasl_username": USER, "sasl_password": SecretStr(PASSWORD)}
+        if listener == "TOKEN":
+            values |= {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_file": self.folder / "token"}
+        return KafkaSettings(**(values | more))  # type: ignore[arg-type]
+
+
+def unsecured_token(subject: str, *, lives_s: float) -> str:
+    """A JWT that nobody signed: Apache Kafka takes it for tests."""
+
+    def part(value: dict[str, object]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    now = time.time()
+    return f"{part({'alg': 'none'})}.{part({'sub': subject, 'iat': now, 'exp': now + lives_s})}."
+
+
+def write_identity(issued: trustme.LeafCert, path: Path) -> None:
+    """Key and certificate in one file, the key in PKCS 8: Apache Kafka reads no other."""
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    chain = b"".join(certificate.bytes() for certificate in issued.cert_chain_pems)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + chain)
+
+
+@pytest.fixture(scope="module")
+def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    stranger.cert_pem.write_to_path(str(folder / "other-ca.pem"))
+    write_identity(authority.issue_cert("localhost", "127.0.0.1"), folder / "broker.pem")
+    write_identity(authority.issue_cert("client.example"), folder / "client.pem")
+    write_identity(stranger.issue_cert("client.example"), folder / "rogue.pem")
+    write_identity(authority.issue_cert("elsewhere.example"), folder / "elsewhere.pem")
+    (folder / "token").write_text(unsecured_token(USER, lives_s=3_600))
+    plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+    bearer = 'org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
+    properties = {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(folder / "broker.pem"),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(folder / "ca.pem"),
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.elsewhere.ssl.keystore.type": "PEM",
+        "listener.name.elsewhere.ssl.keystore.location": str(folder / "elsewhere.pem"),
+        "listener.name.password.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+        "listener.name.password.plain.sasl.jaas.config": plain,
+        **{
+            f"listener.name.password.scram-sha-{bits}.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            for bits in (256, 512)
+        },
+        "listener.name.token.sasl.enabled.mechanisms": "OAUTHBEARER",
+        "listener.name.token.oauthbearer.sasl.jaas.config": bearer,
+    }
+    listeners = {"TLS": "SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL", "PASSWORD": "SASL_SSL", "TOKEN": "SASL_SSL"}
+    with ApacheKafka(kafka_home, folder, properties, scram_users={USER: PASSWORD}, listeners=listeners) as broker:
+        yield Secured(broker, folder)
+        gc.collect()  # here, under the filter above
+
+
+@pytest.mark.parametrize(
+    ("listener", "more"),
+    [
+        pytest.param("TLS", {}, id="TLS"),
+        pytest.param("MUTUAL", {}, id="mutual TLS"),
+        pytest.param("PASSWORD", {"sasl_mechanism": "PLAIN"}, id="PLAIN"),
+        pytest.param("PASSWORD", {"sasl_mechanism": "SCRAM-SHA-256"}, id="SCRAM-SHA-256"),
+        pytest.param("PASSWORD", {}, id="SCRAM-SHA-512"),
+        pytest.param("TOKEN", {}, id="OAUTHBEARER"),
+    ],
+)
+def test_every_mechanism_is_let_in(secured: Secured, listener: str, more: dict[str, object]) -> None:
+    settings = secured.settings(listener, **more)
+    assert find_cluster(settings).num_brokers == 1
+    create_topics(settings, {settings.frames_topic: 1, settings.verdicts_topic: 1, settings.dead_letters_topic: 1}, replication=1)
+    check_topics(settings)
+
+
+def test_a_password_from_a_file_is_let_in(secured: Secured) -> None:
+    (secured.folder / "password").write_text(f"{PASSWORD}\n")
+    assert find_cluster(secured.settings("PASSWORD", sasl_password=None, sasl_password_file=secured.folder / "password")).num_brokers == 1
+
+
+@pytest.mark.parametrize(
+    ("listener", "more", "step", "names"),
+    [
+        pytest.param("TLS", {"ssl_cafile": "other-ca.pem"}, "tls", "kafka.ssl_cafile", id="wrong authority"),
+        pytest.param("TLS", {"ssl_cafile": None}, "tls", "kafka.ssl_cafile", id="no authority"),
+        pytest.param("MUTUAL", {"ssl_certfile": None, "ssl_keyfile": None}, "tls", "kafka.ssl_certfile", id="no client certificate"),
+        pytest.param("MUTUAL", {"ssl_certfile": "rogue.pem", "ssl_keyfile": "rogue.pem"}, "tls", "kafka.ssl_certfile", id="rogue client certificate"),
+        pytest.param("ELSEWHERE", {"security_protocol": "SSL"}, "tls", "kafka.bootstrap_servers", id="certificate of another host"),
+        pytest.param("TLS", {"security_protocol": "PLAINTEXT"}, "tls", "kafka.security_protocol", id="plain text to a TLS port"),
+        pytest.param("PLAINTEXT", {"security_protocol": "SSL"}, "tls", "kafka.security_protocol", id="TLS to a plain text port"),
+        pytest.param("PASSWORD", {"sasl_password": SecretStr("wrong")}, "sasl", "kafka.sasl_password", id="wrong password"),
+        pytest.param("PASSWORD", {"sasl_username": "nobody"}, "sasl", "kafka.sasl_username", id="unknown user"),
+        pytest.param("TOKEN", {"sasl_mechanism": "PLAIN", "sasl_username": USER, "sasl_password": SecretStr("x")}, "sasl", "kafka.sasl_mechanism",
+                     id="mechanism"),
+    ],
+)  # fmt: skip
+def test_every_mistake_names_its_step_and_setting_within_five_seconds(
+    secured: Secured, listener: str, more: dict[str, object], step: str, names: str
+) -> None:
+    paths = {name: secured.folder / str(value) for name, value in more.items() if str(value).endswith(".pem")}
+    began = time.monotonic()
+    with pytest.raises(BrokerError) as told:
+        find_cluster(secured.settings(listener, **(more | paths)))
+    seconds = time.monotonic() - began
+    print(f"{seconds:.2f} s: {told.value}")
+    assert f": {step}: " in str(told.value) and names in str(told.value), told.value
+    assert PASSWORD not in str(told.value)
+    assert seconds <= TOLD_WITHIN_S
