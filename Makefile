@@ -5,7 +5,7 @@ VENV_DEV ?= .venv-dev
 PIP_INSTALL = -m pip --disable-pip-version-check install --quiet
 UV_VERSION = 0.13.9
 
-.PHONY: demo test lint check bench faults schemas locks
+.PHONY: demo test lint check bench faults overhead schemas locks
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,6 +28,9 @@ bench: $(VENV_DEV)/.installed
 # Needs KAFKA_HOME, an unpacked Apache Kafka, and Java.
 faults: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m bench.faults
+
+overhead: $(VENV_DEV)/.installed
+	$(VENV_DEV)/bin/python -m bench.overhead
 
 schemas: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m fifa_stream.schema
