@@ -1,8 +1,8 @@
 """`make overhead`: what a record costs on Apache Kafka, beside a bare kafka-python loop that writes the same bytes.
 
-20 KB frames; the engine is a no-op: no decoding, no detection, the smallest valid verdict. Every loop commits once a second. Each run is a process of its
-own on a topic that is full already, timed from its first record to its last commit; the loops take turns, and the median of the rounds counts. Needs
-KAFKA_HOME and Java.
+20 KB frames; the engine is a no-op: no decoding, no detection, the smallest valid verdict. Every loop commits once a second. Each run is a process of
+its own on a topic that is full already, timed from its first record to its last commit; the loops take turns, and the median of the rounds counts.
+Needs KAFKA_HOME and Java.
 """
 
 import argparse

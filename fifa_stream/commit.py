@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from fifa_stream.consume import Consumer, GroupError
 from fifa_stream.offsets import OffsetTracker, Partition, Ticket
-from fifa_stream.produce import DeliveryError, Producer, TransactionalProducer
+from fifa_stream.produce import DeliveryError, Fenced, Producer, TransactionalProducer
 from fifa_stream.records import OutRecord
 from fifa_stream.watchdog import Watchdog
 
@@ -156,7 +156,7 @@ class ExactlyOnce(_Common):
         self._is_open = False
         self._is_sealed = False
         """Due to be committed: takes no further answer."""
-        self._spoiled: DeliveryError | None = None
+        self._spoiled: DeliveryError | Fenced | None = None
         """Why the open transaction must not be committed."""
         self._times_back = 0
 
@@ -224,7 +224,7 @@ class ExactlyOnce(_Common):
                             raise DeliveryError("answers were not acknowledged before their partitions went to another member")
                         self._producer.poll()
                         self._finish(self._consumer.member())
-                except DeliveryError as error:
+                except (DeliveryError, Fenced) as error:
                     self._spoiled = error
             self._offsets.revoke(partitions)
             return {}
