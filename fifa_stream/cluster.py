@@ -35,9 +35,9 @@ class Cluster:
         return self.cluster_id == TANSU_CLUSTER_ID
 
 
-def find_cluster(kafka: KafkaSettings) -> Cluster:
-    """Ask who is there. Raises BrokerError within `bootstrap_timeout_ms`."""
-    with _admin(kafka) as admin:
+def find_cluster(kafka: KafkaSettings, *, access: bool = False) -> Cluster:
+    """Ask who is there, with `access` also whether topics and group are permitted to us. Raises BrokerError within `bootstrap_timeout_ms`."""
+    with _admin(kafka, access=access) as admin:
         answer: dict[str, Any] = admin.describe_cluster()
         return Cluster(str(answer["cluster_id"]), len(answer["brokers"]))
 
@@ -61,13 +61,13 @@ def create_topics(kafka: KafkaSettings, partitions: Mapping[str, int], *, replic
         return made
 
 
-def _await_broker(kafka: KafkaSettings) -> None:
+def _await_broker(kafka: KafkaSettings, *, access: bool) -> None:
     """Walk to the addresses until one answers as a broker that takes us in. What waiting may mend (a broker that starts) is waited for; a refused
     certificate or password is told at once: kafka-python would only say that it timed out."""
     deadline = time.monotonic() + kafka.bootstrap_timeout_ms / 1000
     while True:
         left_s = max(0.1, deadline - time.monotonic())
-        failures = [(walk.address, walk.failure) for walk in diagnose(kafka, timeout_s=min(DIAGNOSIS_TIMEOUT_S, left_s))]
+        failures = [(walk.address, walk.failure) for walk in diagnose(kafka, access=access, timeout_s=min(DIAGNOSIS_TIMEOUT_S, left_s))]
         if any(failure is None for _, failure in failures):
             return
         told = [(address, failure) for address, failure in failures if failure is not None]
@@ -82,8 +82,8 @@ def _await_broker(kafka: KafkaSettings) -> None:
 
 
 @contextlib.contextmanager
-def _admin(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    _await_broker(kafka)
+def _admin(kafka: KafkaSettings, *, access: bool = False) -> Iterator[KafkaAdminClient]:
+    _await_broker(kafka, access=access)
     try:
         admin = KafkaAdminClient(**kafka.client_options())
         try:

@@ -37,10 +37,7 @@ OTHER_NAME = {62, 64}
 
 UNKNOWN_TOPIC, TOPIC_FORBIDDEN, GROUP_FORBIDDEN, UNSUPPORTED_MECHANISM, ILLEGAL_SASL_STATE = 3, 29, 30, 33, 34
 READ, WRITE = 3, 4
-"""AclOperation codes: bits of what a topic permits."""
-NOT_TOLD = -(1 << 31)
-"""What a broker permits that does not list it."""
-
+"""AclOperation codes."""
 
 TOPICS = {"frames_topic": READ, "verdicts_topic": WRITE, "dead_letters_topic": WRITE}
 """What `run` does with each: settings of KafkaSettings."""
@@ -149,9 +146,13 @@ class _Walk:
         self._step = Step.ADDRESS
         self._results: list[StepResult] = []
         self._is_over = False
+        self._fault: Exception | None = None
+        """Of ours, not of the way."""
 
     def diagnosis(self) -> Diagnosis:
-        """What is known by now, from any thread."""
+        """What is known by now, from any thread. Raises what the walk stumbled over."""
+        if self._fault is not None:
+            raise self._fault
         results = tuple(self._results)
         return Diagnosis(self._address, results if self._is_over else (*results, self._silence()))
 
@@ -167,6 +168,8 @@ class _Walk:
             self._results.append(StepResult(self._step, False, _text(error), "see the broker's log", may_pass=True))
         except KafkaError as error:
             self._results.append(StepResult(self._step, False, f"the answer is not Kafka's: {type(error).__name__}", OTHER_PORT))
+        except Exception as error:  # carried to the caller: a thread that died would pass for a broker that hangs
+            self._fault = error
         self._is_over = True
 
     def _walk(self) -> None:
@@ -404,16 +407,16 @@ class _Walk:
         missing = []
         for setting, operation in TOPICS.items():
             name = getattr(self._kafka, setting)
-            code, permitted = answers[name].error_code, answers[name].topic_authorized_operations
-            if code == TOPIC_FORBIDDEN or (code == 0 and permitted != NOT_TOLD and not permitted & 1 << operation):
+            code, permitted = answers[name].error_code, answers[name].authorized_operations
+            if code == TOPIC_FORBIDDEN or (code == 0 and permitted is not None and operation not in permitted):
                 verb = "Read" if operation == READ else "Write"
-                why = f"{verb.lower()}ing kafka.{setting} {name!r} is not permitted"
+                why = f"{verb} on kafka.{setting} {name!r} is not permitted"
                 raise _Failed(Step.ACL, why, f"have the broker permit {self._who()} Describe and {verb} on the topic, or name another one")
             if code == UNKNOWN_TOPIC:
                 missing.append(name)
         coordinator = link.ask(FindCoordinatorRequest(key=self._kafka.group_id, key_type=0), max_version=3)  # later versions ask for several at once
         if coordinator.error_code == GROUP_FORBIDDEN:
-            why = f"kafka.group_id {self._kafka.group_id!r} is not permitted"
+            why = f"Read on kafka.group_id {self._kafka.group_id!r} is not permitted"
             raise _Failed(Step.ACL, why, f"have the broker permit {self._who()} Read on the group, or name another one")
         return "topics and group are permitted" + (f"; missing topics: {', '.join(missing)}" if missing else "")
 

@@ -4,11 +4,10 @@ TooManyDeadLetters   a partition turns into dead letters: stop before this one i
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fifa_stream.config import DeadLetterSettings
-from fifa_stream.offsets import Partition
+from fifa_stream.offsets import Assignment, Partition, Ticket
 from fifa_stream.records import OutRecord, RawRecord, Reason, RecordError, dead_letter_record
 
 REMEDIES = {
@@ -46,8 +45,9 @@ class TooManyDeadLetters(Exception):
 
 @dataclass(slots=True)
 class _Stay:
-    """What is remembered of one partition."""
+    """What is remembered of one stay of a partition."""
 
+    assignment: Assignment
     window: deque[Reason | None]
     """The last answers; None is a verdict."""
     num_dead: int = 0
@@ -68,9 +68,12 @@ class DeadLetterGuard:
         self._limits = limits
         self._stays: dict[Partition, _Stay] = {}
 
-    def answered(self, partition: Partition, reason: Reason | None) -> None:
+    def answered(self, ticket: Ticket, reason: Reason | None) -> None:
         """Before an answer is sent: None for a verdict. Raises TooManyDeadLetters, and then this letter must be neither sent nor committed."""
-        limits, stay = self._limits, self._stays.setdefault(partition, _Stay(deque()))
+        limits, partition = self._limits, (ticket.record.topic, ticket.record.partition)
+        stay = self._stays.get(partition)
+        if stay is None or stay.assignment is not ticket.assignment:  # assigned anew, or begun again at the last commit
+            stay = self._stays[partition] = _Stay(ticket.assignment, deque())
         if len(stay.window) == limits.window and stay.window.popleft() is not None:
             stay.num_dead -= 1
         stay.window.append(reason)
@@ -84,11 +87,6 @@ class DeadLetterGuard:
         answers = len(stay.window)
         if answers >= limits.min_answers and stay.num_dead > limits.max_ratio * answers:
             self._stop(partition, stay, f"{stay.num_dead} of the last {answers} records", "max_ratio", limits.max_ratio)
-
-    def forget(self, partitions: Iterable[Partition]) -> None:
-        """These were given up, or begin again at the last commit."""
-        for partition in partitions:
-            self._stays.pop(partition, None)
 
     def _stop(self, partition: Partition, stay: _Stay, found: str, setting: str, limit: float) -> None:
         ((reason, count),) = Counter(reason for reason in stay.window if reason is not None).most_common(1)

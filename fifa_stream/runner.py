@@ -111,9 +111,9 @@ class Work:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A record ready to be sent."""
+    """A record ready to be sent; compared by identity."""
 
     ticket: Ticket
     since: float
@@ -240,8 +240,8 @@ class Runner:
         self._guard = DeadLetterGuard(settings.dead_letters)
         self._num_restarts = 0
         """Since the last commit."""
-        self._num_sent = 0
-        """Answers without an acknowledgement."""
+        self._sent: set[Answer] = set()
+        """Not acknowledged."""
         self._worker = worker(self._process)
         self._claims = claims
         self._to_fetch: deque[Work] = deque()
@@ -250,6 +250,11 @@ class Runner:
         self._answers: deque[Answer] = deque()
         self._is_paused = False
         self._next_commit = 0.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Records polled and neither answered nor let go."""
+        return self._offsets.num_in_flight
 
     def stop(self) -> None:
         """Finish what is in flight, commit, leave. A second call abandons what is in flight: it is repeated by whoever comes next."""
@@ -313,18 +318,20 @@ class Runner:
             self._meter.add(RESTARTS)
             try:
                 self._committer.restart()
-                self._num_sent = 0
-                return
             except DeliveryError as another:
                 error = another
                 self._pause(RETRY_FIRST_S * 2**self._num_restarts)
+            else:
+                for answer in self._sent:  # the producer that held them is gone
+                    self._hand_over(answer.ticket)
+                self._sent.clear()
+                return
 
     # The consumer calls these three on its own thread.
 
     def assigned(self, partitions: Iterable[Partition]) -> None:
         """Begin to track."""
         self._offsets.assign(partitions)
-        self._guard.forget(partitions)
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """Stop tracking; what is finished may still be committed."""
@@ -382,7 +389,9 @@ class Runner:
             assert work.frame.claim is not None
             self._claims.submit(work, work.frame.claim)
         for work, fetched in self._claims.results():
-            if isinstance(fetched, RecordError):
+            if not work.ticket.live:
+                self._release(work.ticket, None)
+            elif isinstance(fetched, RecordError):
                 self._answer(work.ticket, work.since, work.frame, fetched)
             elif isinstance(fetched, TransientError):
                 raw = work.frame.raw
@@ -468,16 +477,16 @@ class Runner:
         while self._answers and self._committer.has_room:
             answer = self._answers[0]
             if answer.ticket.live:
-                self._guard.answered((answer.ticket.record.topic, answer.ticket.record.partition), answer.reason)
+                self._guard.answered(answer.ticket, answer.reason)
             sent = self._committer.send(answer.topic, answer.record, ticket=answer.ticket, on_delivery=functools.partial(self._delivered, answer))
             self._answers.popleft()
             if sent:
-                self._num_sent += 1
+                self._sent.add(answer)
             else:
                 self._hand_over(answer.ticket)
 
     def _delivered(self, answer: Answer) -> None:
-        self._num_sent -= 1
+        self._sent.remove(answer)
         self._offsets.done(answer.ticket)
         if answer.reason is None:
             self._meter.add(VERDICTS_SENT, label=answer.label)
@@ -489,7 +498,7 @@ class Runner:
         """Commit what was sent before the limit, so that a restart does not send it again."""
         deadline = self._clock() + SETTLE_S
         with contextlib.suppress(DeliveryError):
-            while self._num_sent and self._clock() < deadline:
+            while self._sent and self._clock() < deadline:
                 self._committer.poll()
                 self._pause(BUSY_POLL_S)
             self._committer.commit()
@@ -571,14 +580,15 @@ def load_pipeline(settings: Settings) -> FrameProcessor:
     from fifa_stream.video import VideoLimits
 
     engine, limits, video = settings.engine, settings.limits, settings.video
+    max_bytes = max(limits.max_record_bytes, settings.claims.max_bytes)  # each way in has its own limit before
     bundle = open_bundle(engine.folder or bundled_engine(), threads=engine.threads, pinned_digest=engine.pinned_digest)
     pipeline_limits = PipelineLimits(
-        decode=DecodeLimits(max_image_bytes=max(limits.max_record_bytes, settings.claims.max_bytes), max_pixels=limits.max_pixels),
+        decode=DecodeLimits(max_image_bytes=max_bytes, max_pixels=limits.max_pixels),
         detect=DetectLimits(max_side_px=limits.max_side, max_faces=limits.max_faces, min_face_px=limits.min_face_px),
         max_batch_faces=settings.batch.max_faces,
         explain=engine.explain,
         video=VideoLimits(
-            max_bytes=limits.max_record_bytes,
+            max_bytes=max_bytes,
             max_pixels=min(limits.max_pixels, video.max_pixels),
             sample_fps=video.sample_fps,
             max_frames=video.max_frames,
@@ -627,7 +637,7 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
         if settings.runtime.health_port:
             server = HealthServer(health, meter, host=settings.runtime.health_host, port=settings.runtime.health_port)
             stack.callback(server.close)
-        cluster = find_cluster(settings.kafka)
+        cluster = find_cluster(settings.kafka, access=True)
         if cluster.is_tansu:
             _refuse_pretence(settings.kafka)
             logger.warning("the broker is Tansu: in memory, for demonstration; nothing survives its end")

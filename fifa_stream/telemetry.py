@@ -37,7 +37,10 @@ RECORDS_POLLED = Metric("fifa_records_polled_total", "counter", "records", "Reco
 VERDICTS_SENT = Metric("fifa_verdicts_total", "counter", "records", "Verdicts acknowledged by the broker, by frame label.", ("label",))
 DEAD_LETTERS_SENT = Metric("fifa_dead_letters_total", "counter", "records", "Dead letters acknowledged by the broker, by reason.", ("reason",))
 RECORDS_HANDED_OVER = Metric(
-    "fifa_records_handed_over_total", "counter", "records", "Records dropped unanswered because their partition went to another member."
+    "fifa_records_handed_over_total",
+    "counter",
+    "records",
+    "Records let go unanswered: their partition went, or the loop began again.",
 )
 BATCH_SIZE = Metric("fifa_batch_frames", "histogram", "frames", "Frames per inference batch.", (), SIZE_BUCKETS)
 BATCH_SECONDS = Metric("fifa_batch_seconds", "histogram", "seconds", "Decode, detection and inference of one batch.", (), LATENCY_BUCKETS_S)

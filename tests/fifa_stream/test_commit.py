@@ -109,6 +109,7 @@ def test_readers_see_exactly_what_is_committed_whatever_happens(events: list[tup
             member.runner.turn()
     assert answered(broker) == the_committed(broker)
     assert answered(broker) == Counter((record.partition, record.offset) for record in broker.records(FRAMES))
+    assert [member.runner.num_in_flight for member in members] == [0] * len(members)
 
 
 def test_a_stop_commits_what_is_open() -> None:

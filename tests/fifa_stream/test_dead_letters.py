@@ -13,10 +13,12 @@ from fifa_stream.config import DeadLetterSettings, KafkaSettings
 from fifa_stream.dead_letter_tools import replay
 from fifa_stream.dead_letters import REMEDIES, DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
 from fifa_stream.exits import EXPECTED_ERRORS, ExitCode
+from fifa_stream.offsets import Assignment, Ticket
 from fifa_stream.records import DeadLetter, Kept, NotADeadLetter, OutRecord, RawRecord, Reason, RecordError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "dead-letters.md"
-P0, P1 = ("frames", 0), ("frames", 1)
+P0, P1 = (Ticket(RawRecord("frames", number, 0, 0, None, b"", ()), Assignment()) for number in range(2))
+"""Records of two partitions."""
 BAD = Reason.UNDECODABLE_IMAGE
 ERROR = RecordError(BAD, "cut short")
 
@@ -76,8 +78,7 @@ def test_a_partition_that_comes_back_begins_anew() -> None:
     watch = guard(max_run=2)
     watch.answered(P0, BAD)
     watch.answered(P1, BAD)
-    watch.forget([P0, ("other", 7)])
-    watch.answered(P0, BAD)
+    watch.answered(Ticket(P0.record, Assignment()), BAD)
     with pytest.raises(TooManyDeadLetters):
         watch.answered(P1, BAD)
 

@@ -245,6 +245,7 @@ def test_after_a_failed_delivery_everything_uncommitted_is_answered_through_a_ne
     assert sorted(set(rig.answers())) == [(FRAMES, 0, 0), (FRAMES, 0, 1), (FRAMES, 0, 2)]
     assert rig.broker.committed("g") == {(FRAMES, 0): 3}
     assert rig.meter.value(RESTARTS) == 1
+    assert rig.runner.num_in_flight == 0, "what the old producer never had acknowledged is let go of"
 
 
 class Failing:

@@ -3,9 +3,11 @@
 import base64
 import gc
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,18 @@ class Secured:
         return KafkaSettings(**(values | more))  # type: ignore[arg-type]
 
 
+def told(settings: KafkaSettings, *, access: bool = False) -> str:
+    """What find_cluster says, in one line, within the time."""
+    began = time.monotonic()
+    with pytest.raises(BrokerError) as caught:
+        find_cluster(settings, access=access)
+    seconds, message = time.monotonic() - began, str(caught.value)
+    print(f"{seconds:.2f} s: {message}")
+    assert seconds <= TOLD_WITHIN_S
+    assert "\n" not in message and PASSWORD not in message
+    return message
+
+
 def unsecured_token(subject: str, *, lives_s: float) -> str:
     """A JWT that nobody signed: Apache Kafka takes it for tests."""
 
@@ -79,6 +93,9 @@ def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write_identity(authority.issue_cert("client.example"), folder / "client.pem")
     write_identity(stranger.issue_cert("client.example"), folder / "rogue.pem")
     write_identity(authority.issue_cert("elsewhere.example"), folder / "elsewhere.pem")
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    expired = authority.issue_cert("localhost", "127.0.0.1", not_before=yesterday - timedelta(days=1), not_after=yesterday)
+    write_identity(expired, folder / "expired.pem")
     (folder / "token").write_text(unsecured_token(USER, lives_s=3_600))
     plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
     bearer = 'org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
@@ -90,6 +107,8 @@ def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "listener.name.mutual.ssl.client.auth": "required",
         "listener.name.elsewhere.ssl.keystore.type": "PEM",
         "listener.name.elsewhere.ssl.keystore.location": str(folder / "elsewhere.pem"),
+        "listener.name.expired.ssl.keystore.type": "PEM",
+        "listener.name.expired.ssl.keystore.location": str(folder / "expired.pem"),
         "listener.name.password.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
         "listener.name.password.plain.sasl.jaas.config": plain,
         **{
@@ -99,7 +118,7 @@ def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "listener.name.token.sasl.enabled.mechanisms": "OAUTHBEARER",
         "listener.name.token.oauthbearer.sasl.jaas.config": bearer,
     }
-    listeners = {"TLS": "SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL", "PASSWORD": "SASL_SSL", "TOKEN": "SASL_SSL"}
+    listeners = {"TLS": "SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL", "EXPIRED": "SSL", "PASSWORD": "SASL_SSL", "TOKEN": "SASL_SSL"}
     with ApacheKafka(kafka_home, folder, properties, scram_users={USER: PASSWORD}, listeners=listeners) as broker:
         yield Secured(broker, folder)
         gc.collect()  # here, under the filter above
@@ -136,6 +155,7 @@ def test_a_password_from_a_file_is_let_in(secured: Secured) -> None:
         pytest.param("MUTUAL", {"ssl_certfile": None, "ssl_keyfile": None}, "tls", "kafka.ssl_certfile", id="no client certificate"),
         pytest.param("MUTUAL", {"ssl_certfile": "rogue.pem", "ssl_keyfile": "rogue.pem"}, "tls", "kafka.ssl_certfile", id="rogue client certificate"),
         pytest.param("ELSEWHERE", {"security_protocol": "SSL"}, "tls", "kafka.bootstrap_servers", id="certificate of another host"),
+        pytest.param("EXPIRED", {"security_protocol": "SSL"}, "tls", "ssl.keystore.location", id="expired certificate"),
         pytest.param("TLS", {"security_protocol": "PLAINTEXT"}, "tls", "kafka.security_protocol", id="plain text to a TLS port"),
         pytest.param("PLAINTEXT", {"security_protocol": "SSL"}, "tls", "kafka.security_protocol", id="TLS to a plain text port"),
         pytest.param("PASSWORD", {"sasl_password": SecretStr("wrong")}, "sasl", "kafka.sasl_password", id="wrong password"),
@@ -148,11 +168,43 @@ def test_every_mistake_names_its_step_and_setting_within_five_seconds(
     secured: Secured, listener: str, more: dict[str, object], step: str, names: str
 ) -> None:
     paths = {name: secured.folder / str(value) for name, value in more.items() if str(value).endswith(".pem")}
-    began = time.monotonic()
-    with pytest.raises(BrokerError) as told:
-        find_cluster(secured.settings(listener, **(more | paths)))
-    seconds = time.monotonic() - began
-    print(f"{seconds:.2f} s: {told.value}")
-    assert f": {step}: " in str(told.value) and names in str(told.value), told.value
-    assert PASSWORD not in str(told.value)
-    assert seconds <= TOLD_WITHIN_S
+    message = told(secured.settings(listener, **(more | paths)))
+    assert f": {step}: " in message and names in message, message
+
+
+@pytest.fixture(scope="module")
+def guarded(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """A broker that permits nothing to anybody but the users of its PLAINTEXT listener."""
+    properties = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "listener.name.password.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "listener.name.password.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+    }
+    folder = tmp_path_factory.mktemp("guarded")
+    with ApacheKafka(kafka_home, folder, properties, scram_users={USER: PASSWORD}, listeners={"PASSWORD": "SASL_PLAINTEXT"}) as broker:
+        yield broker
+
+
+def test_what_is_not_permitted_is_named_one_by_one(guarded: ApacheKafka, kafka_home: Path) -> None:
+    topics = KafkaSettings(bootstrap_servers=guarded.bootstrap_servers)
+    create_topics(topics, {topics.frames_topic: 1, topics.verdicts_topic: 1, topics.dead_letters_topic: 1}, replication=1)
+    settings = KafkaSettings(
+        bootstrap_servers=guarded.address("PASSWORD"),
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username=USER,
+        sasl_password=SecretStr(PASSWORD),
+    )
+    permissions = (
+        ("Read on kafka.frames_topic", ["--topic", settings.frames_topic, "--operation", "Read", "--operation", "Describe"]),
+        ("Write on kafka.verdicts_topic", ["--topic", settings.verdicts_topic, "--operation", "Write", "--operation", "Describe"]),
+        ("Write on kafka.dead_letters_topic", ["--topic", settings.dead_letters_topic, "--operation", "Write", "--operation", "Describe"]),
+        ("Read on kafka.group_id", ["--group", settings.group_id, "--operation", "Read"]),
+    )
+    for what, permission in permissions:
+        message = told(settings, access=True)
+        assert ": acl: " in message and f"{what} " in message and f"User:{USER}" in message, message
+        command = [str(kafka_home / "bin" / "kafka-acls.sh"), "--bootstrap-server", guarded.bootstrap_servers, "--add"]
+        subprocess.run([*command, "--allow-principal", f"User:{USER}", *permission], check=True, capture_output=True, timeout=120)
+    assert find_cluster(settings, access=True).num_brokers == 1
