@@ -1,7 +1,7 @@
 """`make faults`: members are killed by SIGKILL over and over on Apache Kafka; what do readers see?
 
 A seeded schedule: each round sends sequence-numbered records to a fleet of one to three members and kills one of them, in every second round at a
-uniform time, else at a named point (`fifa_stream.testing.DyingClients`). Its replacement takes its name over, as a pod of a StatefulSet does. In the
+uniform time, else at a named point (`DyingClients`). Its replacement takes its name over, as a pod of a StatefulSet does. In the
 end every answer is read with read_committed and held against what was sent. Writes docs/bench/faults.md.
 """
 
@@ -14,23 +14,94 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any, cast
 
 import kafka as kafka_python
 
-from fifa_stream.cluster import create_topics
-from fifa_stream.config import KafkaSettings
+from fifa_stream.cluster import Cluster, create_topics
+from fifa_stream.config import KafkaSettings, load
+from fifa_stream.consume import Consumer, Partition, Rebalance
+from fifa_stream.produce import Producer
 from fifa_stream.records import Verdict
+from fifa_stream.runner import Clients, Outcome, serve
 from fifa_stream.send import frame_record
-from fifa_stream.testing import DyingClients
+from fifa_stream.testing import ToyProcessor
 from tests.integration.apache_kafka import ApacheKafka
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT_INTERVAL_MS = 200
 NUM_PARTITIONS = 6
 GUARANTEES = ("exactly_once", "at_least_once")
+
+
+class DyingClients(Clients):
+    """kafka-python's clients that end the process by SIGKILL at a named point, after it was passed a number of times.
+
+    sent: an answer is with the producer. flushed: answers are acknowledged, the transaction is open. before-commit, after-commit: of offsets or of a
+    transaction. revoke: partitions are about to go.
+    """
+
+    POINTS = ("sent", "flushed", "before-commit", "after-commit", "revoke")
+
+    def __init__(self, point: str, times: int) -> None:
+        self._point, self._left = point, times
+
+    def passed(self, point: str) -> None:
+        """Die here?"""
+        if point == self._point:
+            self._left -= 1
+            if self._left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
+        """Dies around its commits and in its revocations."""
+        return cast(Consumer, _Dying(super().consumer(kafka, cluster, max_poll_records), self))
+
+    def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
+        """Die behind a send, a flush, and around their commits."""
+        make = super().producers(kafka)
+        return lambda: cast(Producer, _Dying(make(), self))
+
+
+class _Dying:
+    """A client with points of death between its calls."""
+
+    def __init__(self, client: object, points: DyingClients) -> None:
+        self._client, self._points = client, points
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        behind = {"send": "sent", "flush": "flushed", "commit": "after-commit"}.get(name)
+        if name == "subscribe":
+            return lambda topic, rebalance: value(topic, _DyingRebalance(rebalance, self._points))
+        if behind is None:
+            return value
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name == "commit":
+                self._points.passed("before-commit")
+            result = value(*arguments, **options)
+            self._points.passed(behind)
+            return result
+
+        return call
+
+
+class _DyingRebalance:
+    """Dies before partitions are given up."""
+
+    def __init__(self, rebalance: Rebalance, points: DyingClients) -> None:
+        self.assigned, self.lost = rebalance.assigned, rebalance.lost
+        self._revoked, self._points = rebalance.revoked, points
+
+    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """Maybe the last thing it hears."""
+        self._points.passed("revoke")
+        return self._revoked(partitions)
 
 
 @dataclass
@@ -42,7 +113,7 @@ class Fleet:
     members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, *die: str) -> None:
-        """One member; `die` are options of the toy worker."""
+        """One member; `die` are its options --die-at and --die-after."""
         values = {
             "bootstrap_servers": self.kafka.bootstrap_servers,
             "group_id": self.kafka.group_id,
@@ -56,7 +127,11 @@ class Fleet:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
         environment |= {f"FIFA_KAFKA__{key.upper()}": str(value) for key, value in values.items()} | {"FIFA_RUNTIME__HEALTH_PORT": "0"}
         self.members[name] = subprocess.Popen(
-            [sys.executable, "-m", "fifa_stream.testing", "worker", *die], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "bench.faults", "--member", *die],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def kill(self, name: str) -> None:
@@ -200,7 +275,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--guarantee", choices=GUARANTEES, action="append")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "faults.md")
+    parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--die-at", choices=DyingClients.POINTS, help=argparse.SUPPRESS)
+    parser.add_argument("--die-after", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.member:
+        clients = Clients() if options.die_at is None else DyingClients(options.die_at, options.die_after)
+        return 0 if serve(load(), ToyProcessor, clients=clients) is Outcome.DRAINED else 75
     home = os.environ.get("KAFKA_HOME")
     if home is None:
         print("skipped: needs Apache Kafka; set KAFKA_HOME")

@@ -8,9 +8,9 @@ import typer
 
 from fifa_stream import dead_letters_cli, engine_cli
 from fifa_stream.exits import ExitCode, clear_errors, end, leave
+from fifa_stream.options import BootstrapOption, ConfigOption, load_settings
 
 if TYPE_CHECKING:
-    from fifa_stream.config import Settings
     from fifa_stream.records import Query
 
 
@@ -34,7 +34,6 @@ app.add_typer(dead_letters_cli.app, name="dead-letters")
 app.add_typer(engine_cli.app, name="engine")
 app.add_typer(topics_app, name="topics")
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
 EngineOption = Annotated[Path | None, typer.Option("--engine", help="Engine bundle; default: the one in the package.")]
 RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Ask about one facial concept: right_cheek, or 'right cheek'.")]
 BoxOption = Annotated[str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Ask about a box, in pixels of the image; far edges exclusive.")]
@@ -49,7 +48,7 @@ def run(config: ConfigOption = None) -> None:
         from fifa_stream.runner import Outcome, load_pipeline, serve
         from fifa_stream.telemetry import configure_logging
 
-        settings = _load(config)
+        settings = load_settings(config)
         telemetry = settings.telemetry
         configure_logging(level=telemetry.log_level, style=telemetry.log_format, kafka_level=telemetry.kafka_log_level)
         logging.getLogger("fifa_stream").info("settings: %s", settings.masked_json())
@@ -61,7 +60,7 @@ def run(config: ConfigOption = None) -> None:
 @app.command()
 def send(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    bootstrap: Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")] = None,
+    bootstrap: BootstrapOption = None,
     topic: Annotated[str | None, typer.Option("--topic", help="Default: kafka.frames_topic.")] = None,
     stream_id: Annotated[str, typer.Option("--stream-id", help="Key of the records; one stream stays in order.")] = "cli",
     crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
@@ -78,10 +77,8 @@ def send(
         query = _query(region, box)
         from fifa_stream.send import LargeImages, send_images
 
-        settings = _load(config)
+        settings = load_settings(config, bootstrap)
         kafka = settings.kafka
-        if bootstrap:
-            kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
         topic = topic or kafka.frames_topic
         large_images = LargeImages(store, settings.claims) if store else None
         count = send_images(kafka, images, topic=topic, stream_id=stream_id, crop=crop, query=query, large_images=large_images)
@@ -123,16 +120,14 @@ def demo(
 def topics_create(
     partitions: Annotated[int, typer.Option("--partitions", min=1, help="Of frames and verdicts; a keyed topic cannot grow later.")] = 3,
     replication: Annotated[int, typer.Option("--replication", min=1, help="Copies of each partition.")] = 1,
-    bootstrap: Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")] = None,
+    bootstrap: BootstrapOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Make the frames, verdicts and dead-letters topics; existing ones stay as they are."""
     with clear_errors():
         from fifa_stream.cluster import create_topics
 
-        kafka = _load(config).kafka
-        if bootstrap:
-            kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
+        kafka = load_settings(config, bootstrap).kafka
         wanted = {kafka.frames_topic: partitions, kafka.verdicts_topic: partitions, kafka.dead_letters_topic: 1}
         made = create_topics(kafka, wanted, replication=replication)
         for topic in wanted:
@@ -189,12 +184,6 @@ One port, `runtime.health_port`: `/health/started` (engine loaded and group join
 |---|---|---|
 {codes}
 """
-
-
-def _load(config: Path | None) -> "Settings":
-    from fifa_stream.config import load
-
-    return load(config)
 
 
 def _query(region: str | None, box: str | None) -> "Query | None":

@@ -11,6 +11,7 @@ Nothing is ever resent by an old producer, whose state after a failed delivery c
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from typing import Protocol, cast
 
 from fifa_stream.consume import Consumer, GroupError
@@ -25,6 +26,18 @@ FLUSH_S = 0.25
 """What a commit waits for acknowledgements before the loop turns again."""
 REVOKE_FLUSH_S = 2.0
 """The same while partitions are given up: the client's thread sends no heartbeat meanwhile."""
+
+
+class Committed(Enum):
+    """What became of a commit."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """By the group, for now: the next commit covers it."""
+    NOT_YET = "not yet"
+    """Acknowledgements are missing, and no answer is taken until they have come: call again soon."""
+    NOTHING = "nothing"
+    """To commit."""
 
 
 class Committer(Protocol):
@@ -43,8 +56,8 @@ class Committer(Protocol):
         """Run what was acknowledged. Raises DeliveryError."""
         ...
 
-    def commit(self) -> bool | None:
-        """Commit what is answered: accepted, refused, or None where there is nothing to commit or not yet. Raises DeliveryError."""
+    def commit(self) -> Committed:
+        """Commit what is answered. Raises DeliveryError, Fenced."""
         ...
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
@@ -113,15 +126,16 @@ class AtLeastOnce(_Common):
         """Acknowledgements advance the watermark."""
         self._producer.poll()
 
-    def commit(self) -> bool | None:
+    def commit(self) -> Committed:
         """Offsets of what is acknowledged."""
         if not (positions := self._offsets.to_commit()):
-            return None
+            return Committed.NOTHING
         with self._watchdog.limit("a commit of offsets", self._call_timeout_s):
             accepted = self._consumer.commit(positions)
-        if accepted:
-            self._offsets.committed(positions)
-        return accepted
+        if not accepted:
+            return Committed.REFUSED
+        self._offsets.committed(positions)
+        return Committed.ACCEPTED
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """What is finished is committed with the partitions' going."""
@@ -187,20 +201,20 @@ class ExactlyOnce(_Common):
             self._refuse_spoiled()
             self._producer.poll()
 
-    def commit(self) -> bool | None:
-        """Answers and offsets at once. None while acknowledgements are missing: tried again at the next turn, and nothing is sent until then."""
+    def commit(self) -> Committed:
+        """Answers and offsets at once."""
         member = self._consumer.member()  # before the lock: it may wait for the client's thread, which may wait for the lock in `revoked`
         with self._lock:
             self._refuse_spoiled()
             if not self._is_open:
-                return None
+                return Committed.NOTHING
             self._is_sealed = True
             with self._watchdog.limit("the commit of a transaction", self._call_timeout_s):
                 if not self._transactions.flush(FLUSH_S):
-                    return None
+                    return Committed.NOT_YET
                 self._producer.poll()
                 self._finish(member)
-            return True
+            return Committed.ACCEPTED
 
     def _finish(self, member: object) -> None:
         if self._offsets.num_times_back != self._times_back:

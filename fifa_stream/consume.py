@@ -140,7 +140,7 @@ class KafkaConsumer:
     def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
         """Records of all partitions, in order within each."""
         batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=max_records)
-        return [_raw_record(record) for records in batches.values() for record in records]
+        return [raw_record(record) for records in batches.values() for record in records]
 
     def pause(self) -> None:
         """Stop fetching."""
@@ -203,7 +203,8 @@ class KafkaConsumer:
             logger.warning("consumer closed without the broker: group=%s error=%s", self._group_id, type(error).__name__)
 
 
-def _raw_record(record: Any) -> RawRecord:
+def raw_record(record: Any) -> RawRecord:
+    """A record of kafka-python as ours."""
     headers = tuple((name, data or b"") for name, data in record.headers)  # a header's value may be null on the wire
     return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fifa_stream.exits import ExitCode, clear_errors, end
+from fifa_stream.options import BootstrapOption, ConfigOption, load_settings
 
 if TYPE_CHECKING:
-    from fifa_stream.config import KafkaSettings
     from fifa_stream.dead_letter_tools import Replay
     from fifa_stream.records import DeadLetter
     from fifa_stream.topic_reader import Span
@@ -27,8 +27,6 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="NAME", he
 PartitionOption = Annotated[int | None, typer.Option("--partition", min=0, help="Of the dead-letters topic; default: all.")]
 OffsetOption = Annotated[int | None, typer.Option("--offset", min=0, help="Begin here; needs --partition.")]
 SinceOption = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only newer ones: 90s, 15m, 2h, 7d, or 2026-01-31T12:00 (UTC).")]
-BootstrapOption = Annotated[str | None, typer.Option("--bootstrap", help="Broker addresses; default: kafka.bootstrap_servers.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; FIFA_ variables win over it.")]
 DUMPED_BYTES = 64
 MAX_SHOWN_CHARACTERS = 400
 
@@ -53,7 +51,7 @@ def list_letters(
         from fifa_stream.dead_letter_tools import read_letters
         from fifa_stream.records import DeadLetter
 
-        kafka, span = _kafka(bootstrap, config), _span(partition, offset, since)
+        kafka, span = load_settings(config, bootstrap).kafka, _span(partition, offset, since)
         rows: deque[dict[str, object]] = deque(maxlen=limit)
         reasons, num_strays = Counter[str](), 0
         for letter in read_letters(kafka, span, reason=_known(reason)):
@@ -92,7 +90,7 @@ def show(
         from fifa_stream.dead_letter_tools import read_letters
         from fifa_stream.topic_reader import Span
 
-        kafka = _kafka(bootstrap, config)
+        kafka = load_settings(config, bootstrap).kafka
         partition, offset = int(named[1]), int(named[2])
         found = next(read_letters(kafka, Span(partition=partition, offset=offset)), None)
         if isinstance(found, ValueError):
@@ -132,7 +130,7 @@ def replay(
         from fifa_stream.dead_letter_tools import replay as replay_letters
         from fifa_stream.records import DeadLetter
 
-        kafka, span = _kafka(bootstrap, config), _span(partition, offset, since)
+        kafka, span = load_settings(config, bootstrap).kafka, _span(partition, offset, since)
         strays: list[object] = []
 
         def letters() -> Iterator["DeadLetter"]:
@@ -182,7 +180,7 @@ def _row(letter: "DeadLetter") -> dict[str, object]:
 
 def _described(letter: "DeadLetter") -> Iterator[str]:
     raw, value = letter.raw, letter.raw.value or b""
-    yield f"letter     {raw.topic}/{raw.partition}/{raw.offset}, written {_time(raw.timestamp_ms)} by group {letter.group}"
+    yield f"letter     {raw.place}, written {_time(raw.timestamp_ms)} by group {letter.group}"
     yield f"reason     {letter.reason}"
     yield f"error      {letter.error}"
     yield f"original   {letter.topic}/{letter.partition}/{letter.offset}, {_time(letter.timestamp_ms)}, tried {letter.attempts} times"
@@ -247,10 +245,3 @@ def _unix_ms(text: str) -> int:
         return max(0, int(time.timestamp() * 1000))
     except (ValueError, OverflowError):
         end(ExitCode.USAGE, f"--since {_plain(text)!r} is no time; write 15m, 2h, 7d or 2026-01-31T12:00")
-
-
-def _kafka(bootstrap: str | None, config: Path | None) -> "KafkaSettings":
-    from fifa_stream.config import load
-
-    kafka = load(config).kafka
-    return kafka.model_copy(update={"bootstrap_servers": bootstrap}) if bootstrap else kafka

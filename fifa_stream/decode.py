@@ -17,14 +17,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from fifa_stream.mp4 import MP4, is_mp4
+from fifa_stream.media import JPEG, PNG, check_declared, guess, sniff
+from fifa_stream.mp4 import MP4
 from fifa_stream.records import Reason, RecordError
-
-JPEG, PNG, WEBP = "image/jpeg", "image/png", "image/webp"
-
-_ALIASES = {"image/jpg": JPEG, "image/pjpeg": JPEG, "image/x-png": PNG}
-_UNDECLARED = "application/octet-stream"
-"""Says 'bytes': treated as no declaration."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -36,21 +31,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-_OTHER_FORMATS = (
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-    (b"<svg", "SVG"),
-    (b"<!doctype", "HTML"),
-    (b"<html", "HTML"),
-    (b"<?xml", "XML or SVG"),
-    (b"{", "JSON"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +70,10 @@ def decode_image(value: bytes, *, content_type: str | None, limits: DecodeLimits
         )
     found = sniff(value)
     if found is None:
-        raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {_guess(value)}, not JPEG, PNG, WebP or MP4; convert them before sending")
+        raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {guess(value)}, not JPEG, PNG, WebP or MP4; convert them before sending")
     if found == MP4:
         raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the bytes are {MP4}, and one picture is wanted; give JPEG, PNG or WebP")
-    declared = _ALIASES.get(content_type or "", content_type)
-    if declared not in (None, "", _UNDECLARED, found):
-        message = f"content-type says {(declared or '')[:80]!r}, the bytes are {found}; declare what is sent or leave the header out"
-        raise RecordError(Reason.MEDIA_MISMATCH, message)
+    check_declared(content_type, found)
     try:
         with warnings.catch_warnings():
             # Pillow warns about what it can live with (broken EXIF, odd chunks); an operator can do nothing about a sender's metadata.
@@ -109,27 +86,6 @@ def decode_image(value: bytes, *, content_type: str | None, limits: DecodeLimits
         raise RecordError(Reason.UNDECODABLE_IMAGE, f"the {found} cannot be decoded: {cause}; send the whole, undamaged file") from error
     image_HWC.flags.writeable = False
     return Frame(image_HWC, found, hashlib.sha256(value).hexdigest(), len(value))
-
-
-def sniff(value: bytes) -> str | None:
-    """The content type that the first bytes show; None for anything but JPEG, PNG, WebP and MP4, which is not for `decode_image`."""
-    if value.startswith(b"\xff\xd8\xff"):
-        return JPEG
-    if value.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PNG
-    if value[:4] == b"RIFF" and value[8:12] == b"WEBP":
-        return WEBP
-    return MP4 if is_mp4(value) else None
-
-
-def _guess(value: bytes) -> str:
-    start = value[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, name in _OTHER_FORMATS:
-        if value.startswith(magic) or start.lower().startswith(magic):
-            return name
-    if value[4:8] == b"ftyp":
-        return "an MP4, AVIF or HEIF container"
-    return "plain text" if start.isascii() and b"\x00" not in start else "of no known image format"
 
 
 def _decode(value: bytes, found: str, limits: DecodeLimits) -> NDArray[np.uint8]:

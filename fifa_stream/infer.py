@@ -18,8 +18,9 @@ from engines.analyzer import ExplainPolicy
 from engines.bundle import Bundle
 from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
 from engines.preprocess import Crop
-from fifa_stream.decode import DecodeLimits, decode_image, sniff
+from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.detect import DetectLimits, Face, FaceDetector, FoundFaces
+from fifa_stream.media import sniff
 from fifa_stream.mp4 import MP4
 from fifa_stream.records import (
     EngineIdentity,
@@ -111,18 +112,8 @@ class EncodedImage:
     @staticmethod
     def of(record: FrameRecord) -> "EncodedImage":
         """Take what judging needs out of a record."""
-        raw = record.raw
-        coordinates = InputCoordinates(
-            topic=raw.topic,
-            partition=raw.partition,
-            offset=raw.offset,
-            timestamp_ms=raw.timestamp_ms,
-            stream_id=record.stream_id,
-            frame_index=record.frame_index,
-            pts_ms=record.pts_ms,
-        )
         uri = None if record.claim is None else record.claim.uri
-        return EncodedImage(record.value, record.content_type, record.is_crop, record.deadline_ms, record.query, coordinates, uri)
+        return EncodedImage(record.value, record.content_type, record.is_crop, record.deadline_ms, record.query, InputCoordinates.of(record), uri)
 
 
 @dataclass(slots=True)

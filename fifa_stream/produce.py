@@ -177,7 +177,7 @@ class KafkaProducer:
     def _failure(self, topic: str, raw: RawRecord, error: BaseException) -> Exception:
         return self._classified(
             error,
-            f"the answer to {raw.topic}/{raw.partition}/{raw.offset} was not delivered to {topic}: {type(error).__name__}: {error}; "
+            f"the answer to {raw.place} was not delivered to {topic}: {type(error).__name__}: {error}; "
             "its offset stays uncommitted, so it is answered again",
         )
 

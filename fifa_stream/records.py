@@ -75,6 +75,11 @@ class RawRecord:
     value: bytes | None
     headers: Headers
 
+    @property
+    def place(self) -> str:
+        """'topic/partition/offset': names the record in messages, and its verdict."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -193,6 +198,20 @@ class InputCoordinates(_Wire):
     stream_id: str
     frame_index: int | None = None
     pts_ms: int | None = None
+
+    @classmethod
+    def of(cls, frame: FrameRecord) -> Self:
+        """Of a record whose headers were read."""
+        raw = frame.raw
+        return cls(
+            topic=raw.topic,
+            partition=raw.partition,
+            offset=raw.offset,
+            timestamp_ms=raw.timestamp_ms,
+            stream_id=frame.stream_id,
+            frame_index=frame.frame_index,
+            pts_ms=frame.pts_ms,
+        )
 
 
 class EngineIdentity(_Wire):
@@ -528,32 +547,39 @@ class OutRecord:
         return len(self.key or b"") + len(self.value or b"") + sum(len(name.encode()) + len(data) for name, data in self.headers)
 
 
+_VERDICT_HEADERS: Headers = (
+    ("content-type", b"application/json"),
+    ("ce_specversion", b"1.0"),
+    ("ce_source", EVENT_SOURCE.encode()),
+    ("ce_type", VERDICT_TYPE.encode()),
+    ("ce_dataschema", VERDICT_SCHEMA.encode()),
+)
+"""Those that all verdicts share."""
+
+
 def verdict_record(verdict: Verdict, frame: FrameRecord, *, now: datetime | None = None) -> OutRecord:
     """Wrap a verdict as CloudEvents binary; the key is the stream id, so a stream's verdicts stay in order."""
     time = (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    headers: dict[str, str] = {
-        "content-type": "application/json",
-        "ce_specversion": "1.0",
-        "ce_id": verdict.id,
-        "ce_source": EVENT_SOURCE,
-        "ce_type": VERDICT_TYPE,
-        "ce_time": time,
-        "ce_subject": frame.stream_id,
-        "ce_dataschema": VERDICT_SCHEMA,
-        "ce_partitionkey": frame.stream_id,
-        "stream-id": frame.stream_id,
-        "fifa-schema-version": verdict.schema_version,
-        "fifa-label": verdict.label.value,
-        "fifa-engine": verdict.engine.manifest_sha256,
-        "fifa-input": f"{frame.raw.topic}/{frame.raw.partition}/{frame.raw.offset}",
-    }
+    stream_id = frame.stream_id.encode()
+    headers = [
+        *_VERDICT_HEADERS,
+        ("ce_id", verdict.id.encode()),
+        ("ce_time", time.encode()),
+        ("ce_subject", stream_id),
+        ("ce_partitionkey", stream_id),
+        ("stream-id", stream_id),
+        ("fifa-schema-version", verdict.schema_version.encode()),
+        ("fifa-label", verdict.label.value.encode()),
+        ("fifa-engine", verdict.engine.manifest_sha256.encode()),
+        ("fifa-input", frame.raw.place.encode()),
+    ]
     if frame.frame_index is not None:
-        headers["frame-index"] = str(frame.frame_index)
+        headers.append(("frame-index", str(frame.frame_index).encode()))
     if frame.pts_ms is not None:
-        headers["pts-ms"] = str(frame.pts_ms)
+        headers.append(("pts-ms", str(frame.pts_ms).encode()))
     if frame.traceparent:
-        headers["traceparent"] = frame.traceparent
-    return OutRecord(frame.stream_id.encode(), verdict.to_bytes(), tuple((name, value.encode()) for name, value in headers.items()))
+        headers.append(("traceparent", frame.traceparent.encode()))
+    return OutRecord(stream_id, verdict.to_bytes(), tuple(headers))
 
 
 REPLAYED_HEADER = "dlq-replayed"
@@ -649,7 +675,7 @@ class DeadLetter:
         start = len(raw.headers) - len(_DLQ_HEADERS)
         ours = raw.headers[max(start, 0) :]
         if tuple(name for name, _ in ours) != _DLQ_HEADERS:
-            raise NotADeadLetter(f"{raw.topic}/{raw.partition}/{raw.offset} has no dlq- headers of ours at its end")
+            raise NotADeadLetter(f"{raw.place} has no dlq- headers of ours at its end")
         reason, error, topic, partition, offset, timestamp, attempts, group, _, sha256, kept = (data.decode("utf-8", "replace") for _, data in ours)
         try:
             if not _TOPIC.fullmatch(topic):
@@ -669,7 +695,7 @@ class DeadLetter:
                 headers=raw.headers[:start],
             )
         except ValueError as cause:
-            raise NotADeadLetter(f"{raw.topic}/{raw.partition}/{raw.offset} has dlq- headers that cannot be read: {cause}") from None
+            raise NotADeadLetter(f"{raw.place} has dlq- headers that cannot be read: {cause}") from None
 
     @property
     def is_whole(self) -> bool:
@@ -678,7 +704,7 @@ class DeadLetter:
 
     def original(self) -> OutRecord:
         """The record to send back: as it came, and behind its headers how often that has been done. Only of a whole letter."""
-        assert self.is_whole, f"{self.raw.topic}/{self.raw.partition}/{self.raw.offset} lacks a part of the original"
+        assert self.is_whole, f"{self.raw.place} lacks a part of the original"
         headers = tuple((name, data) for name, data in self.headers if name != REPLAYED_HEADER)
         return OutRecord(self.raw.key, self.raw.value, (*headers, (REPLAYED_HEADER, str(self.attempts).encode())))
 

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from fifa_stream.claims import ClaimStore, FetchPool
 from fifa_stream.cluster import BrokerError, Cluster, find_cluster
-from fifa_stream.commit import AtLeastOnce, Committer, ExactlyOnce
+from fifa_stream.commit import AtLeastOnce, Committed, Committer, ExactlyOnce
 from fifa_stream.config import KafkaSettings, Settings
 from fifa_stream.consume import Consumer, KafkaConsumer
 from fifa_stream.dead_letters import DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
@@ -216,7 +216,6 @@ class Runner:
         meter: Meter | None = None,
         health: Health | None = None,
         watchdog: Watchdog | None = None,
-        claims: "FetchPool[Work] | None" = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
@@ -243,7 +242,12 @@ class Runner:
         self._sent: set[Answer] = set()
         """Not acknowledged."""
         self._worker = worker(self._process)
-        self._claims = claims
+        self._claims = FetchPool[Work](
+            ClaimStore(settings.claims),
+            threads=settings.claims.threads,
+            max_bytes_inside=settings.limits.max_in_flight_bytes,
+            attempts=settings.runtime.transient_attempts,
+        )
         self._to_fetch: deque[Work] = deque()
         """Their images are elsewhere."""
         self._waiting: deque[Work] = deque()
@@ -276,8 +280,7 @@ class Runner:
         finally:
             self._health.ready = False
             self._worker.close()
-            if self._claims is not None:
-                self._claims.close()
+            self._claims.close()
             with self._watchdog.limit("leaving the group", self._settings.kafka.call_timeout_ms / 1000):
                 self._consumer.close()
                 self._committer.close(timeout_s=0.0 if self._abort.is_set() else 3.0)
@@ -362,28 +365,24 @@ class Runner:
     def _take_in(self, records: Sequence[RawRecord]) -> None:
         if self._stop.is_set():
             return  # not started, so not committed: the next member gets them
-        now = self._clock()
+        now, num_started = self._clock(), 0
         for record in records:
             ticket = self._offsets.start(record)
             if ticket is None:
                 self._meter.add(RECORDS_HANDED_OVER)
                 continue
             self._order.expect(ticket)
-            self._meter.add(RECORDS_POLLED)
+            num_started += 1
             try:
                 frame = parse_frame(record, max_value_bytes=self._settings.limits.max_record_bytes)
             except RecordError as error:
                 self._answer(ticket, now, None, error)
             else:
                 (self._waiting if frame.claim is None else self._to_fetch).append(Work(ticket, frame, now))
+        self._meter.add(RECORDS_POLLED, num_started)
 
     def _fetch(self) -> None:
         """Send for images while few wait for the worker; take in what has come. The pool has tried again already what is worth it."""
-        if self._claims is None:
-            for work in self._to_fetch:
-                self._answer(work.ticket, work.since, work.frame, RecordError(Reason.CLAIM_FORBIDDEN, "this worker fetches nothing; send the image"))
-            self._to_fetch.clear()
-            return
         while self._to_fetch and self._claims.has_room and len(self._waiting) < self._settings.batch.max_frames * BATCHES_AT_WORKER:
             work = self._to_fetch.popleft()
             assert work.frame.claim is not None
@@ -394,8 +393,7 @@ class Runner:
             elif isinstance(fetched, RecordError):
                 self._answer(work.ticket, work.since, work.frame, fetched)
             elif isinstance(fetched, TransientError):
-                raw = work.frame.raw
-                raise ProcessingError(f"gave up fetching the image of {raw.topic}/{raw.partition}/{raw.offset}: {fetched}") from fetched
+                raise ProcessingError(f"gave up fetching the image of {work.frame.raw.place}: {fetched}") from fetched
             else:
                 self._waiting.append(replace(work, frame=replace(work.frame, fetched=fetched)))
 
@@ -430,7 +428,7 @@ class Runner:
         """Run on the worker. The one place that catches everything: it names the records, and the process stops."""
         began = self._clock()
         frames = [work.frame for work in batch]
-        names = ", ".join(f"{frame.raw.topic}/{frame.raw.partition}/{frame.raw.offset}" for frame in frames)
+        names = ", ".join(frame.raw.place for frame in frames)
         attempts = self._settings.runtime.transient_attempts
         for attempt in range(attempts):
             try:
@@ -508,13 +506,16 @@ class Runner:
         self._offsets.done(ticket)
         self._meter.add(RECORDS_HANDED_OVER)
 
-    def _commit(self) -> None:
-        if (accepted := self._committer.commit()) is not None:
-            self._meter.add(COMMITS, outcome="accepted" if accepted else "refused")
-            if accepted:
-                self._num_restarts = 0
-        if self._committer.has_room or accepted is not None:  # otherwise a transaction waits for acknowledgements: again at the next turn
-            self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
+    def _commit(self) -> Committed:
+        outcome = self._committer.commit()
+        if outcome is Committed.NOT_YET:
+            return outcome  # tried again at the next turn
+        self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
+        if outcome is not Committed.NOTHING:
+            self._meter.add(COMMITS, outcome=outcome.value)
+        if outcome is Committed.ACCEPTED:
+            self._num_restarts = 0
+        return outcome
 
     def _drain(self) -> Outcome:
         self._health.ready = False
@@ -532,17 +533,15 @@ class Runner:
                     self._commit()
                 return outcome
             self.turn()
-        while True:
-            try:
-                self._commit()
-            except DeliveryError as error:
-                logger.warning("the last commit failed, what it held is answered by the next member: %s", error)
-                return Outcome.DRAIN_TIMEOUT
-            if self._committer.has_room:
-                return Outcome.DRAINED
-            if self._clock() > deadline:
-                return Outcome.DRAIN_TIMEOUT
-            self.turn()
+        try:
+            while self._commit() is Committed.NOT_YET:
+                if self._clock() > deadline:
+                    return Outcome.DRAIN_TIMEOUT
+                self.turn()
+        except DeliveryError as error:
+            logger.warning("the last commit failed, what it held is answered by the next member: %s", error)
+            return Outcome.DRAIN_TIMEOUT
+        return Outcome.DRAINED
 
     def _report(self) -> None:
         if not self._health.ready and not self._stop.is_set() and self._consumer.joined:
@@ -621,7 +620,8 @@ class Clients:
         return lambda: KafkaProducer(kafka, transactional_id=name)
 
 
-def _refuse_pretence(kafka: KafkaSettings) -> None:
+def refuse_pretence(kafka: KafkaSettings) -> None:
+    """Of a broker whose transactions do not hold. Raises BrokerError where they are asked for."""
     if kafka.processing_guarantee == "exactly_once":
         raise BrokerError(
             f"kafka.processing_guarantee exactly_once needs transactions that hold, and the broker at {kafka.bootstrap_servers} is Tansu, which "
@@ -639,14 +639,8 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
             stack.callback(server.close)
         cluster = find_cluster(settings.kafka, access=True)
         if cluster.is_tansu:
-            _refuse_pretence(settings.kafka)
+            refuse_pretence(settings.kafka)
             logger.warning("the broker is Tansu: in memory, for demonstration; nothing survives its end")
-        claims = FetchPool[Work](
-            ClaimStore(settings.claims),
-            threads=settings.claims.threads,
-            max_bytes_inside=settings.limits.max_in_flight_bytes,
-            attempts=settings.runtime.transient_attempts,
-        )
         watchdog = Watchdog()
         watchdog.start()
         stack.callback(watchdog.close)
@@ -654,8 +648,6 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
         open_producer = clients.producers(settings.kafka)
         clients.check(settings.kafka)
         consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
-        runner = Runner(
-            settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog, claims=claims
-        )
+        runner = Runner(settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog)
         with stop_on_signals(runner):
             return runner.run()

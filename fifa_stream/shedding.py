@@ -11,11 +11,10 @@ from enum import StrEnum
 
 from engines.contracts import Label
 from fifa_stream.config import SheddingSettings
-from fifa_stream.decode import sniff
+from fifa_stream.media import UNDECLARED, sniff
 from fifa_stream.mp4 import MP4
 from fifa_stream.records import EngineIdentity, FrameRecord, InputCoordinates, Media, Note, NoteCode, OperatingPointUsed, Verdict
 
-UNKNOWN_TYPE = "application/octet-stream"
 MAX_TYPE_LENGTH = 127
 """Of a content type that a record declares; a longer one is none (RFC 6838)."""
 
@@ -83,22 +82,13 @@ class Shedder:
 
 def shed_verdict(frame: FrameRecord, shed: Shed, *, engine: EngineIdentity, operating_point: OperatingPointUsed) -> Verdict:
     """The answer to a frame that nobody looked at. Its media is what the record says: size and digest of a claim are the claim's."""
-    raw, claim = frame.raw, frame.claim
-    value = raw.value or b""
-    declared = frame.content_type or UNKNOWN_TYPE
-    content_type = sniff(value) or (declared if len(declared) <= MAX_TYPE_LENGTH else UNKNOWN_TYPE)
+    claim, value = frame.claim, frame.raw.value or b""
+    declared = frame.content_type or UNDECLARED
+    content_type = sniff(value) or (declared if len(declared) <= MAX_TYPE_LENGTH else UNDECLARED)
     is_video = content_type == MP4 or content_type.startswith("video/")
     return Verdict(
-        id=f"{raw.topic}/{raw.partition}/{raw.offset}",
-        input=InputCoordinates(
-            topic=raw.topic,
-            partition=raw.partition,
-            offset=raw.offset,
-            timestamp_ms=raw.timestamp_ms,
-            stream_id=frame.stream_id,
-            frame_index=frame.frame_index,
-            pts_ms=frame.pts_ms,
-        ),
+        id=frame.raw.place,
+        input=InputCoordinates.of(frame),
         engine=engine,
         media=Media(
             type="video" if is_video else "image",

@@ -81,11 +81,11 @@ class Meter:
         self._registry = CollectorRegistry()
         self._series: dict[Metric, Counter | Gauge | Histogram] = {metric: _series(metric, self._registry) for metric in METRICS}
 
-    def add(self, metric: Metric, **labels: str) -> None:
-        """Count one."""
+    def add(self, metric: Metric, amount: float = 1, /, **labels: str) -> None:
+        """Count one, or `amount`."""
         series = self._series[metric]
         assert isinstance(series, Counter), f"{metric.name} is not a counter"
-        (series.labels(**labels) if labels else series).inc()
+        (series.labels(**labels) if labels else series).inc(amount)
 
     def set(self, metric: Metric, value: float) -> None:
         """Set a gauge."""

@@ -7,11 +7,10 @@ import argparse
 import hashlib
 import math
 import os
-import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -42,10 +41,9 @@ from engines.contracts import (
 from engines.face_detector import STRIDE
 from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
 from engines.runtime import Bound
-from fifa_stream.cluster import Cluster
-from fifa_stream.config import KafkaSettings, load
-from fifa_stream.consume import Consumer, Partition, Rebalance
-from fifa_stream.produce import DeliveryError, Producer
+from fifa_stream.config import load
+from fifa_stream.consume import Partition, Rebalance
+from fifa_stream.produce import DeliveryError
 from fifa_stream.records import (
     EngineIdentity,
     FrameRecord,
@@ -58,7 +56,7 @@ from fifa_stream.records import (
     RecordError,
     Verdict,
 )
-from fifa_stream.runner import Clients, Done, Outcome, Result, Work, serve
+from fifa_stream.runner import Done, Outcome, Result, Work, serve
 from fifa_stream.shedding import Shed, shed_verdict
 from fifa_stream.telemetry import configure_logging
 
@@ -286,7 +284,7 @@ class MemoryProducer:
         while self._sent and not self.hold:
             topic, record, answers, on_delivery = self._sent.popleft()
             if self.fail_after is not None and self._num_delivered >= self.fail_after:
-                raise DeliveryError(f"the answer to {answers.topic}/{answers.partition}/{answers.offset} was not delivered to {topic}: told to fail")
+                raise DeliveryError(f"the answer to {answers.place} was not delivered to {topic}: told to fail")
             self._broker.append(topic, record)
             self._num_delivered += 1
             on_delivery()
@@ -540,20 +538,12 @@ def _toy_point_used() -> OperatingPointUsed:
 
 def toy_result(frame: FrameRecord) -> Result:
     """A function of the record alone."""
-    raw, value = frame.raw, frame.value
+    value = frame.value
     if value.startswith(b"bad"):
         return RecordError(Reason.UNDECODABLE_IMAGE, "the toy processor was sent a value that begins with 'bad'; send another")
     return Verdict(
-        id=f"{raw.topic}/{raw.partition}/{raw.offset}",
-        input=InputCoordinates(
-            topic=raw.topic,
-            partition=raw.partition,
-            offset=raw.offset,
-            timestamp_ms=raw.timestamp_ms,
-            stream_id=frame.stream_id,
-            frame_index=frame.frame_index,
-            pts_ms=frame.pts_ms,
-        ),
+        id=frame.raw.place,
+        input=InputCoordinates.of(frame),
         engine=TOY_ENGINE,
         media=Media(
             content_type="image/png",
@@ -571,77 +561,10 @@ def toy_result(frame: FrameRecord) -> Result:
     )
 
 
-class DyingClients(Clients):
-    """kafka-python's clients that end the process by SIGKILL at a named point, after it was passed a number of times.
-
-    sent: an answer is with the producer. flushed: answers are acknowledged, the transaction is open. before-commit, after-commit: of offsets or of a
-    transaction. revoke: partitions are about to go.
-    """
-
-    POINTS = ("sent", "flushed", "before-commit", "after-commit", "revoke")
-
-    def __init__(self, point: str, times: int) -> None:
-        self._point, self._left = point, times
-
-    def passed(self, point: str) -> None:
-        """Die here?"""
-        if point == self._point:
-            self._left -= 1
-            if self._left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
-        """Dies around its commits and in its revocations."""
-        return cast(Consumer, _Dying(super().consumer(kafka, cluster, max_poll_records), self))
-
-    def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
-        """Die behind a send, a flush, and around their commits."""
-        make = super().producers(kafka)
-        return lambda: cast(Producer, _Dying(make(), self))
-
-
-class _Dying:
-    """A client with points of death between its calls."""
-
-    def __init__(self, client: object, points: DyingClients) -> None:
-        self._client, self._points = client, points
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._client, name)
-        behind = {"send": "sent", "flush": "flushed", "commit": "after-commit"}.get(name)
-        if name == "subscribe":
-            return lambda topic, rebalance: value(topic, _DyingRebalance(rebalance, self._points))
-        if behind is None:
-            return value
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            if name == "commit":
-                self._points.passed("before-commit")
-            result = value(*arguments, **options)
-            self._points.passed(behind)
-            return result
-
-        return call
-
-
-class _DyingRebalance:
-    """Dies before partitions are given up."""
-
-    def __init__(self, rebalance: Rebalance, points: DyingClients) -> None:
-        self.assigned, self.lost = rebalance.assigned, rebalance.lost
-        self._revoked, self._points = rebalance.revoked, points
-
-    def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
-        """Maybe the last thing it hears."""
-        self._points.passed("revoke")
-        return self._revoked(partitions)
-
-
 def _worker(arguments: argparse.Namespace) -> int:
     settings = load()
     configure_logging(level=settings.telemetry.log_level, style=settings.telemetry.log_format, kafka_level=settings.telemetry.kafka_log_level)
-    clients = None if arguments.die_at is None else DyingClients(arguments.die_at, arguments.die_after)
-    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000), clients=clients)
+    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000))
     return 0 if outcome is Outcome.DRAINED else 75
 
 
@@ -650,8 +573,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fifa_stream.testing")
     worker = parser.add_subparsers(required=True).add_parser("worker", help="the real loop with a toy processor")
     worker.add_argument("--frame-ms", type=float, default=0.0, help="milliseconds each frame takes")
-    worker.add_argument("--die-at", choices=DyingClients.POINTS, help="end by SIGKILL at this point")
-    worker.add_argument("--die-after", type=int, default=0, help="times that the point is passed before")
     return _worker(parser.parse_args(arguments))
 
 

@@ -11,6 +11,7 @@ from kafka.errors import KafkaError
 
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
+from fifa_stream.consume import raw_record
 from fifa_stream.records import RawRecord
 
 IDLE_TIMEOUT_S = 30.0
@@ -92,10 +93,5 @@ def _read(consumer: Any, topic: str, span: Span, *, is_tansu: bool, idle_timeout
             ends.setdefault(partition, consumer.highwater(partition))
             for record in records:
                 if record.offset < ends[partition] and (span.since_ms is None or record.timestamp >= span.since_ms):
-                    yield _raw_record(record)
+                    yield raw_record(record)
                     last = time.monotonic()  # what the caller did meanwhile was no silence
-
-
-def _raw_record(record: Any) -> RawRecord:
-    headers = tuple((name, data or b"") for name, data in record.headers)  # a header's value may be null on the wire
-    return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fifa_stream.media import check_declared
 from fifa_stream.mp4 import MP4, read_layout
 from fifa_stream.records import Reason, RecordError
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from av import Packet, VideoCodecContext, VideoFrame, VideoStream
     from av.container import InputContainer
     from av.sidedata.sidedata import SideData
-
-_ALIASES = {"video/quicktime": MP4, "video/x-m4v": MP4, "application/mp4": MP4}
-_UNDECLARED = "application/octet-stream"
-"""Says 'bytes': treated as no declaration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +145,7 @@ def open_chunk(value: bytes, *, content_type: str | None, limits: VideoLimits, c
         raise RecordError(Reason.EMPTY_VALUE, "the video has no bytes; send the encoded chunk as the value")
     if len(value) > limits.max_bytes:
         raise RecordError(Reason.RECORD_TOO_LARGE, f"the video has {len(value)} bytes, at most {limits.max_bytes} are accepted; send shorter chunks")
-    declared = _ALIASES.get(content_type or "", content_type)
-    if declared not in (None, "", _UNDECLARED, MP4):
-        message = f"content-type says {(declared or '')[:80]!a}, the bytes are {MP4}; declare what is sent or leave the header out"
-        raise RecordError(Reason.MEDIA_MISMATCH, message)
+    check_declared(content_type, MP4)
     layout = read_layout(value, max_samples=limits.max_decoded_frames)
     _check_size(layout.width, layout.height, limits)
     av = _pyav()

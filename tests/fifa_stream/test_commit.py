@@ -13,7 +13,7 @@ from fifa_stream.config import BatchSettings, KafkaSettings, Settings
 from fifa_stream.offsets import OffsetTracker
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import OutRecord, RawRecord, Verdict
-from fifa_stream.runner import Outcome, Runner, _refuse_pretence
+from fifa_stream.runner import Outcome, Runner, refuse_pretence
 from fifa_stream.testing import FakeClock, InlineWorker, MemoryBroker, MemoryConsumer, MemoryTransactions, ToyProcessor
 from fifa_stream.watchdog import Watchdog
 
@@ -143,9 +143,9 @@ def test_partitions_that_go_take_no_uncommitted_answer_along() -> None:
 
 
 def test_a_broker_that_only_pretends_is_refused() -> None:
-    _refuse_pretence(KafkaSettings())
+    refuse_pretence(KafkaSettings())
     with pytest.raises(BrokerError, match=r"Tansu.*use Apache Kafka 2\.5 or newer, or set at_least_once"):
-        _refuse_pretence(KafkaSettings(processing_guarantee="exactly_once"))
+        refuse_pretence(KafkaSettings(processing_guarantee="exactly_once"))
 
 
 @pytest.mark.parametrize("passed", [0.5, 1.5])

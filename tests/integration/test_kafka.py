@@ -80,28 +80,25 @@ def test_with_exactly_once_five_kills_lose_and_repeat_nothing(apache: ApacheKafk
     assert (tally.sent, tally.lost, tally.repeated, tally.foreign, dict(tally.others)) == (NUM_KILLS * 1_000, 0, 0, 0, {})
 
 
-def test_a_broker_that_is_killed_and_comes_back_costs_nothing(apache: ApacheKafka, new_stream: Any) -> None:
+def killed_and_started_again(broker: ApacheKafka) -> None:
+    broker.kill()
+    broker.start()
+
+
+def frozen_for_longer_than_the_session(broker: ApacheKafka) -> None:
+    broker.freeze()
+    time.sleep(8.0)
+    broker.thaw()
+
+
+@pytest.mark.parametrize("trouble", [killed_and_started_again, frozen_for_longer_than_the_session])
+def test_a_broker_in_trouble_costs_nothing(apache: ApacheKafka, new_stream: Any, trouble: Callable[[ApacheKafka], None]) -> None:
     stream = new_stream(apache.bootstrap_servers)
     worker = stream.start_worker(frame_ms=1.0)
     worker.wait_ready()
     stream.send([b"image"] * 1_500)
     stream.answers(at_least=200)
-    apache.kill()
-    apache.start()
-    verdicts, _ = stream.answers()
-    assert verdicts.keys() == stream.sent
-    assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
-
-
-def test_a_broker_that_freezes_costs_nothing(apache: ApacheKafka, new_stream: Any) -> None:
-    stream = new_stream(apache.bootstrap_servers)
-    worker = stream.start_worker(frame_ms=1.0)
-    worker.wait_ready()
-    stream.send([b"image"] * 1_500)
-    stream.answers(at_least=200)
-    apache.freeze()
-    time.sleep(8.0)  # longer than the session
-    apache.thaw()
+    trouble(apache)
     verdicts, _ = stream.answers()
     assert verdicts.keys() == stream.sent
     assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
