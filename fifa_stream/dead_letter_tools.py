@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import kafka as kafka_python
 from kafka.errors import KafkaError
 
-from fifa_stream.cluster import BrokerError
+from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
 from fifa_stream.records import DeadLetter, Kept, NotADeadLetter, OutRecord
 from fifa_stream.topic_reader import Span, read_topic
@@ -54,6 +54,7 @@ def replay(kafka: KafkaSettings, letters: Iterable[DeadLetter], *, topic: str | 
     if dry_run:
         yield from planned
         return
+    find_cluster(kafka)  # says what a client would keep to itself
     try:
         producer = kafka_python.KafkaProducer(
             **kafka.client_options(),

@@ -130,11 +130,11 @@ def replay(
         from fifa_stream.dead_letter_tools import replay as replay_letters
         from fifa_stream.records import DeadLetter
 
-        kafka, span = load_settings(config, bootstrap).kafka, _span(partition, offset, since)
+        kafka, span, wanted = load_settings(config, bootstrap).kafka, _span(partition, offset, since), _known(reason)
         strays: list[object] = []
 
         def letters() -> Iterator["DeadLetter"]:
-            for letter in read_letters(kafka, span, reason=_known(reason)):
+            for letter in read_letters(kafka, span, reason=wanted):
                 if isinstance(letter, DeadLetter):
                     yield letter
                 else:

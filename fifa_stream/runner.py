@@ -19,7 +19,7 @@ from enum import Enum
 from types import FrameType
 from typing import Protocol
 
-from fifa_stream.claims import ClaimStore, FetchPool
+from fifa_stream.claims import ClaimStore, FetchPool, Store
 from fifa_stream.cluster import BrokerError, Cluster, find_cluster
 from fifa_stream.commit import AtLeastOnce, Committed, Committer, ExactlyOnce
 from fifa_stream.config import KafkaSettings, Settings
@@ -216,6 +216,7 @@ class Runner:
         meter: Meter | None = None,
         health: Health | None = None,
         watchdog: Watchdog | None = None,
+        store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
@@ -243,7 +244,7 @@ class Runner:
         """Not acknowledged."""
         self._worker = worker(self._process)
         self._claims = FetchPool[Work](
-            ClaimStore(settings.claims),
+            store or ClaimStore(settings.claims),
             threads=settings.claims.threads,
             max_bytes_inside=settings.limits.max_in_flight_bytes,
             attempts=settings.runtime.transient_attempts,
@@ -630,13 +631,14 @@ def refuse_pretence(kafka: KafkaSettings) -> None:
 
 
 def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, clients: Clients | None = None) -> Outcome:
-    """Run against Kafka until a signal. Raises BrokerError, TopicError, PortTaken, EngineError, DeliveryError, Fenced, ProcessingError."""
+    """Run against Kafka until a signal. Raises ConfigError, BrokerError, TopicError, PortTaken, EngineError and what `Runner.run` does."""
     clients = clients or Clients()
     health, meter = Health(), Meter()
     with contextlib.ExitStack() as stack:
         if settings.runtime.health_port:
             server = HealthServer(health, meter, host=settings.runtime.health_host, port=settings.runtime.health_port)
             stack.callback(server.close)
+        store = ClaimStore(settings.claims)
         cluster = find_cluster(settings.kafka, access=True)
         if cluster.is_tansu:
             refuse_pretence(settings.kafka)
@@ -648,6 +650,8 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
         open_producer = clients.producers(settings.kafka)
         clients.check(settings.kafka)
         consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
-        runner = Runner(settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog)
+        runner = Runner(
+            settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog, store=store
+        )
         with stop_on_signals(runner):
             return runner.run()

@@ -189,3 +189,10 @@ def test_send_hands_the_question_on(monkeypatch: pytest.MonkeyPatch, options: tu
     monkeypatch.setitem(sys.modules, "fifa_stream.send", stand_in(send_images=send_images, LargeImages=None))
     result = invoke("send", "a.png", *options)
     assert (result.exit_code, result.stdout, asked) == (ExitCode.OK, "1 sent to fifa.frames\n", [query])
+
+
+@pytest.mark.parametrize("command", ["list", "replay"])
+def test_a_reason_that_is_none_is_refused_before_the_broker_is_asked(command: str) -> None:
+    told = CliRunner().invoke(app, ["dead-letters", command, "--reason", "no_such", "--bootstrap", "127.0.0.1:1"])
+    assert told.exit_code == ExitCode.USAGE
+    assert "--reason 'no_such' is none; choose from empty_value" in told.output

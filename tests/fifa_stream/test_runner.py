@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fifa_stream.config import (
     BatchSettings,
     ClaimSettings,
+    ConfigError,
     DeadLetterSettings,
     KafkaSettings,
     LimitSettings,
@@ -34,6 +35,7 @@ from fifa_stream.runner import (
     Runner,
     Worker,
     WorkerThread,
+    serve,
     stop_on_signals,
 )
 from fifa_stream.telemetry import BATCH_RETRIES, COMMITS, DEAD_LETTERS_SENT, RECORDS_HANDED_OVER, RESTARTS, VERDICTS_SENT, Health, Meter
@@ -695,3 +697,11 @@ def test_an_image_elsewhere_is_fetched_beside_the_loop(tmp_path: Path) -> None:
     assert [dict(record.headers)["dlq-reason"] for record in rig.broker.records(DEAD)] == [b"claim_mismatch"]
     rig.runner.stop()
     assert rig.runner.run() is Outcome.DRAINED
+
+
+def test_a_place_for_claims_that_is_none_is_refused_before_the_broker_is_asked() -> None:
+    settings = Settings(
+        kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"), claims=ClaimSettings(allowed=("ftp://x/",)), runtime=RuntimeSettings(health_port=0)
+    )
+    with pytest.raises(ConfigError, match=r"claims\.allowed: 'ftp://x/' is none of file:///FOLDER/"):
+        serve(settings, ToyProcessor)
