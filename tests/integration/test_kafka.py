@@ -14,6 +14,9 @@ import pytest
 from bench import faults
 from fifa_stream.config import LimitSettings
 from fifa_stream.exits import ExitCode
+from fifa_stream.produce import Fenced, KafkaProducer
+from fifa_stream.records import OutRecord, RawRecord
+from fifa_stream.topic_reader import read_topic
 
 from .apache_kafka import ApacheKafka
 
@@ -102,6 +105,33 @@ def test_a_broker_in_trouble_costs_nothing(apache: ApacheKafka, new_stream: Any,
     verdicts, _ = stream.answers()
     assert verdicts.keys() == stream.sent
     assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
+
+
+def test_the_older_of_two_producers_under_one_transactional_id_is_told_and_nothing_of_it_is_seen(bootstrap_servers: str, new_stream: Any) -> None:
+    stream = new_stream(bootstrap_servers)
+    kafka = stream.settings.model_copy(update={"transactional_id": "pod-0", "processing_guarantee": "exactly_once"})
+    raw = RawRecord(kafka.frames_topic, 0, 0, 0, None, b"image", ())
+    older = KafkaProducer(kafka, transactional_id="pod-0")
+    older.begin()
+    newer = KafkaProducer(kafka, transactional_id="pod-0")
+    try:
+        with pytest.raises(Fenced, match=r"another process uses kafka\.transactional_id"):
+            older.send(kafka.verdicts_topic, OutRecord(b"s", b"of the older", ()), answers=raw, on_delivery=lambda: None)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                older.poll()
+                time.sleep(0.05)
+    finally:
+        older.close(timeout_s=0.0)
+        newer.close(timeout_s=0.0)
+    last = KafkaProducer(kafka, transactional_id="pod-0")
+    last.begin()
+    last.send(kafka.verdicts_topic, OutRecord(b"s", b"of the last", ()), answers=raw, on_delivery=lambda: None)
+    assert last.flush(30.0)
+    last.poll()
+    last.commit({}, None)
+    last.close(timeout_s=3.0)
+    assert [record.value for record in read_topic(kafka, kafka.verdicts_topic)] == [b"of the last"]
 
 
 def test_two_members_share_and_hand_over(bootstrap_servers: str, new_stream: Any) -> None:
