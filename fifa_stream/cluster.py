@@ -37,14 +37,14 @@ class Cluster:
 
 def find_cluster(kafka: KafkaSettings, *, access: bool = False) -> Cluster:
     """Ask who is there, with `access` also whether topics and group are permitted to us. Raises BrokerError within `bootstrap_timeout_ms`."""
-    with _admin(kafka, access=access) as admin:
+    with admin_client(kafka, access=access) as admin:
         answer: dict[str, Any] = admin.describe_cluster()
         return Cluster(str(answer["cluster_id"]), len(answer["brokers"]))
 
 
 def create_topics(kafka: KafkaSettings, partitions: Mapping[str, int], *, replication: int) -> list[str]:
     """Make the topics that do not exist; return their names. Existing ones stay as they are. Raises BrokerError."""
-    with _admin(kafka) as admin:
+    with admin_client(kafka) as admin:
         made = []
         for topic, num_partitions in partitions.items():
             try:
@@ -82,7 +82,8 @@ def _await_broker(kafka: KafkaSettings, *, access: bool) -> None:
 
 
 @contextlib.contextmanager
-def _admin(kafka: KafkaSettings, *, access: bool = False) -> Iterator[KafkaAdminClient]:
+def admin_client(kafka: KafkaSettings, *, access: bool = False) -> Iterator[KafkaAdminClient]:
+    """A client that asks and joins nothing. Raises BrokerError, also for what Kafka answers inside."""
     _await_broker(kafka, access=access)
     try:
         admin = KafkaAdminClient(**kafka.client_options())

@@ -39,6 +39,7 @@ def list_letters(
     offset: OffsetOption = None,
     since: SinceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a letter.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="With --json: and the original, as `fifa-stream replay` reads it.")] = False,
     bootstrap: BootstrapOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -51,13 +52,15 @@ def list_letters(
         from fifa_stream.dead_letter_tools import read_letters
         from fifa_stream.records import DeadLetter
 
+        if records and not as_json:
+            end(ExitCode.USAGE, "--records is for machines; give --json as well")
         kafka, span = load_settings(config, bootstrap).kafka, _span(partition, offset, since)
         rows: deque[dict[str, object]] = deque(maxlen=limit)
         reasons, num_strays = Counter[str](), 0
         for letter in read_letters(kafka, span, reason=_known(reason)):
             if isinstance(letter, DeadLetter):
                 reasons[letter.reason] += 1
-                rows.append(_row(letter))
+                rows.append(_row(letter) | ({"record": _original(letter)} if records else {}))
             else:
                 num_strays += 1
         if as_json:
@@ -78,6 +81,7 @@ def list_letters(
 def show(
     letter: Annotated[str, typer.Argument(metavar="PARTITION/OFFSET", help="As `list` names it.")],
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the original value here; never over a file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line with the original, as `fifa-stream replay` reads it.")] = False,
     bootstrap: BootstrapOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -97,8 +101,10 @@ def show(
             end(ExitCode.SOME_FAILED, _plain(str(found)))
         if found is None or found.raw.offset != offset:
             end(ExitCode.SOME_FAILED, f"there is no letter {letter} on {kafka.dead_letters_topic}; `dead-letters list` names them")
-        for line in _described(found):
+        for line in () if as_json else _described(found):
             typer.echo(_plain(line))
+        if as_json:
+            typer.echo(json.dumps(_row(found) | {"record": _original(found)}))
         if save is not None:
             if not found.is_whole:
                 end(ExitCode.SOME_FAILED, f"letter {letter} does not hold the original value; nothing was saved")
@@ -107,7 +113,7 @@ def show(
                     file.write(found.raw.value or b"")
             except OSError as error:
                 end(ExitCode.SOME_FAILED, f"{save} cannot be written: {error.strerror}; give another file to --save")
-            typer.echo(f"saved to {save}")
+            typer.echo(f"saved to {save}", err=as_json)
 
 
 @app.command()
@@ -176,6 +182,16 @@ def _row(letter: "DeadLetter") -> dict[str, object]:
         "value_bytes": len(letter.raw.value or b""),
         "value_sha256": letter.value_sha256,
     }
+
+
+def _original(letter: "DeadLetter") -> dict[str, object] | None:
+    """What `fifa-stream replay` sends; None where the letter does not hold it."""
+    from fifa_stream.recording import Recorded
+
+    if not letter.is_whole:
+        return None
+    original = Recorded.of(letter.original(), topic=letter.topic, partition=letter.partition, offset=letter.offset, timestamp_ms=letter.timestamp_ms)
+    return original.model_dump()
 
 
 def _described(letter: "DeadLetter") -> Iterator[str]:

@@ -28,7 +28,8 @@ class ExitCode(enum.IntEnum):
     SOME_FAILED = (
         1,
         "`analyze`: an image has no verdict. `send`: an image was not sent. `demo`: what was got is not what was expected. `engine check`: an engine "
-        "differs too far from its checkpoint. `dead-letters`: there is no such letter, or `replay` skipped one.",
+        "differs too far from its checkpoint. `dead-letters`: there is no such letter, or `replay` skipped one. `check`: something is wrong. "
+        "`replay`: a dead letter does not hold its original.",
     )
     USAGE = 2, "An option, a setting or the settings file is wrong."
     BROKER = 3, "The broker cannot be reached, refuses, or lacks a topic."
@@ -47,6 +48,7 @@ EXPECTED_ERRORS = {
     ExitCode.USAGE: {
         "fifa_stream.config.ConfigError",
         "fifa_stream.records.RecordError",
+        "fifa_stream.recording.RecordingError",
         "fifa_stream.telemetry.PortTaken",
         "fifa_stream.consume.CodecMissing",
         "fifa_stream.embedded.EmbeddedBrokerError",

@@ -1,4 +1,4 @@
-"""The JSON Schemas of what leaves and enters the process: verdict and engine manifest, generated from their models and committed."""
+"""The JSON Schemas of what enters and leaves the process: frame, verdict, dead letter, engine manifest; generated from models and committed."""
 
 import json
 from importlib.resources import files
@@ -8,12 +8,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from engines.contracts import MANIFEST_SCHEMA, Manifest
+from fifa_stream.messages import DeadLetterMessage, FrameMessage, VerdictHeaders
 from fifa_stream.records import VERDICT_SCHEMA, Verdict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 MODELS: dict[str, tuple[str, type[BaseModel]]] = {
+    "frame.json": ("urn:fifa-stream:frame:1", FrameMessage),
     "verdict.json": (VERDICT_SCHEMA, Verdict),
+    "verdict-headers.json": ("urn:fifa-stream:verdict-headers:1", VerdictHeaders),
+    "dead-letter.json": ("urn:fifa-stream:dead-letter:1", DeadLetterMessage),
     "manifest.json": (f"urn:fifa-stream:manifest:{MANIFEST_SCHEMA}", Manifest),
 }
 """File name to schema id and model."""

@@ -101,7 +101,11 @@ def test_images_are_sent_from_the_command_line(broker: EmbeddedBroker, new_strea
 def test_topics_are_made_once(broker: EmbeddedBroker) -> None:
     arguments = ["topics", "create", "--bootstrap", broker.bootstrap_servers]
     first, second = (CliRunner().invoke(app, arguments) for _ in range(2))
-    assert first.output.splitlines() == ["fifa.frames: created", "fifa.verdicts: created", "fifa.dead-letters: created"]
+    assert [line.partition(",")[0] for line in first.output.splitlines()] == [
+        "fifa.frames: created",
+        "fifa.verdicts: created",
+        "fifa.dead-letters: created",
+    ]
     assert second.output.splitlines() == ["fifa.frames: exists", "fifa.verdicts: exists", "fifa.dead-letters: exists"]
 
 

