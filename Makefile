@@ -5,7 +5,7 @@ VENV_DEV ?= .venv-dev
 PIP_INSTALL = -m pip --disable-pip-version-check install --quiet
 UV_VERSION = 0.13.9
 
-.PHONY: demo test lint check bench faults overhead schemas locks
+.PHONY: demo test lint check bench faults overhead schemas locks lock-tensorrt capacity image sbom
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -32,8 +32,36 @@ faults: $(VENV_DEV)/.installed
 overhead: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m bench.overhead
 
+# Out of the tables that bench and overhead wrote last.
+capacity: $(VENV_DEV)/.installed
+	$(VENV_DEV)/bin/python -m bench.capacity
+
 schemas: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m fifa_stream.schema
+	$(VENV_DEV)/bin/python -m fifa_stream.asyncapi > docs/contracts/asyncapi.json
+
+# TARGET=cpu or gpu, for both.
+TARGET ?= cpu
+SUFFIX_gpu = -gpu
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' fifa_stream/__init__.py)
+COMMITTED = $(shell git log -1 --format=%ct)
+image:
+	docker build --file deploy/Dockerfile --target $(TARGET) --tag fifa-stream:$(VERSION)$(SUFFIX_$(TARGET)) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date --utc --date=@$(COMMITTED) +%FT%TZ) \
+		--build-arg SOURCE_DATE_EPOCH=$(COMMITTED) .
+
+# What the image's environment holds, in CycloneDX JSON.
+CYCLONEDX_VERSION = 7.5.0
+sbom:
+	$(PYTHON) -m venv --clear build/cyclonedx
+	build/cyclonedx/bin/python $(PIP_INSTALL) cyclonedx-bom==$(CYCLONEDX_VERSION)
+	$(PYTHON) -m venv --clear build/image
+	build/image/bin/python $(PIP_INSTALL) --no-deps --only-binary=:all: --require-hashes -r requirements/$(TARGET).lock
+	build/image/bin/python $(PIP_INSTALL) --no-deps .
+	build/image/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pip setuptools
+	mkdir -p dist
+	build/cyclonedx/bin/cyclonedx-py environment build/image/bin/python --pyproject pyproject.toml --output-reproducible --of JSON \
+		--output-file dist/fifa-stream-$(VERSION)-$(TARGET).cdx.json
 
 $(VENV)/.installed: requirements/demo.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,9 +81,20 @@ $(VENV_DEV)/.installed: requirements/dev.lock requirements/torch.txt pyproject.t
 # Rewrites the locks: versions move only where pyproject.toml forces them; UPGRADE=--upgrade moves all.
 COMPILE = build/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make locks" $(UPGRADE)
+# The images have every extra that serves, but video: its codecs would not leave the environment below 300 MB.
+COMPILE_IMAGE = $(COMPILE) --constraints requirements/serve.lock --extra claims --extra confluent --extra otlp
 locks:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python $(PIP_INSTALL) uv==$(UV_VERSION)
 	$(COMPILE) --output-file requirements/serve.lock
 	$(COMPILE) --extra demo --output-file requirements/demo.lock
 	$(COMPILE) --extra dev --group pretrained --no-emit-package torch --output-file requirements/dev.lock
+	$(COMPILE_IMAGE) --output-file requirements/cpu.lock
+	$(COMPILE_IMAGE) --extra tensorrt-rtx --output-file requirements/gpu.lock
+	$(subst pyproject.toml,--group wheel,$(COMPILE)) --output-file requirements/wheel.lock
+
+# The lock of a GPU image with TensorRT instead of TensorRT-RTX. NVIDIA_INDEX is the index that `fifa-stream engine doctor` names; not reached by us.
+lock-tensorrt:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python $(PIP_INSTALL) uv==$(UV_VERSION)
+	$(COMPILE_IMAGE) requirements/tensorrt.in --extra build --only-binary :all: --extra-index-url $(NVIDIA_INDEX) --output-file requirements/tensorrt.lock

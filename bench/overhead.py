@@ -23,8 +23,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings
 from fifa_stream.consume import KafkaConsumer
-from fifa_stream.records import RawRecord, parse_frame, verdict_record
-from fifa_stream.runner import Clients, Result, Runner
+from fifa_stream.records import InputCoordinates, RawRecord, Verdict, parse_frame, verdict_record
+from fifa_stream.runner import Clients, Result, Runner, spare_the_collector
 from fifa_stream.send import frame_record
 from fifa_stream.testing import ToyProcessor, toy_result
 from tests.integration.apache_kafka import ApacheKafka
@@ -87,17 +87,24 @@ def bare(kafka: KafkaSettings, count: int) -> float:
 
 
 class Counting(ToyProcessor):
-    """The no-op engine; stops the loop when everything was seen."""
+    """The no-op engine; stops the loop when everything was seen. What depends on pixels was made once, their digest among it: all frames are one."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.left, self.began = count, 0.0
         self.runner: Runner | None = None
+        self._made: Verdict | None = None
 
     def process(self, frames: Any) -> list[Result]:
         """The smallest valid verdict of each frame."""
         self.began = self.began or time.perf_counter()
-        results = [toy_result(frame) for frame in frames]
+        if self._made is None:
+            made = toy_result(frames[0])
+            assert isinstance(made, Verdict)
+            self._made = made
+        results: list[Result] = [
+            self._made.model_copy(update={"id": frame.raw.place, "input": InputCoordinates.of(frame)}) for frame in frames
+        ]
         self.left -= len(frames)
         if self.left <= 0 and self.runner is not None:
             self.runner.stop()
@@ -119,6 +126,7 @@ def ours(kafka: KafkaSettings, count: int) -> float:
     consumer = KafkaConsumer(kafka, is_tansu=find_cluster(kafka).is_tansu, max_poll_records=500)
     runner = Runner(tree, processor, consumer=consumer, open_producer=clients.producers(kafka))
     processor.runner = runner
+    spare_the_collector()
     runner.run()
     return time.perf_counter() - processor.began
 

@@ -26,12 +26,12 @@ from engines.contracts import (
     BundleFault,
     Evidence,
     Explanation,
-    Label,
     Manifest,
     OperatingPoint,
     QueryLevel,
 )
 from engines.decode import SLOTS, DecodeLoop, End, Question
+from engines.drafts import Drafts
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
@@ -83,30 +83,42 @@ def softmax(logits_BF: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(powers_BF / powers_BF.sum(1, keepdims=True), np.float32)
 
 
+def find_operating_point(manifest: Manifest, name: str | None, *, setting: str = "engine.operating_point") -> OperatingPoint:
+    """By name, the default one for None. Raises BundleError (unsupported), which names the setting."""
+    name = name or manifest.default_operating_point
+    if name not in manifest.operating_points:
+        known = ", ".join(sorted(manifest.operating_points))
+        raise BundleError(BundleFault.UNSUPPORTED, f"{setting} {name!r} is not in the bundle; it has: {known}")
+    return manifest.operating_points[name]
+
+
 class Analyzer:
     """Judges batches of face crops with one bundle. Not thread-safe: it runs engines."""
 
     def __init__(
-        self, bundle: Bundle, *, operating_point: str | None = None, slots: int = SLOTS, clock_s: Callable[[], float] = time.monotonic
+        self,
+        bundle: Bundle,
+        *,
+        operating_point: str | None = None,
+        slots: int = SLOTS,
+        drafts: Drafts | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`operating_point` names one of the manifest's; None takes its default. `slots` answers are decoded together.
+        """`operating_point` names one of the manifest's, for faces that `analyze` is given none for; None takes its default. `slots` answers are
+        decoded together, with `drafts` as in `DecodeLoop`.
 
         Raises BundleError (unsupported).
         """
         self._bundle = bundle
         self.manifest: Manifest = bundle.manifest
-        name = operating_point or self.manifest.default_operating_point
-        if name not in self.manifest.operating_points:
-            known = ", ".join(sorted(self.manifest.operating_points))
-            raise BundleError(BundleFault.UNSUPPORTED, f"engine.operating_point {name!r} is not in the bundle; it has: {known}")
-        self.operating_point: OperatingPoint = self.manifest.operating_points[name]
-        self._slots, self._clock_s = slots, clock_s
+        self.operating_point: OperatingPoint = find_operating_point(self.manifest, operating_point)
+        self._slots, self._drafts, self._clock_s = slots, drafts, clock_s
         self._tries: dict[str | None, PhraseTrie] = {}
 
     @cached_property
     def _loop(self) -> DecodeLoop:
         """Made when something is explained: scoring needs no decoder."""
-        return DecodeLoop(self._bundle, slots=self._slots, clock_s=self._clock_s)
+        return DecodeLoop(self._bundle, slots=self._slots, drafts=self._drafts, clock_s=self._clock_s)
 
     @property
     def query_levels(self) -> tuple[QueryLevel, ...]:
@@ -120,9 +132,11 @@ class Analyzer:
         explain: Sequence[ExplainPolicy],
         queries: Sequence[AreaQuery | None] | None = None,
         seconds_left: Sequence[float | None] | None = None,
+        points: Sequence[OperatingPoint] | None = None,
     ) -> list[Analysis]:
         """Judge (B, size, size, 3) uint8 RGB crops, B may be 0; one explain policy per face, and one query or None where areas are asked about.
 
+        `points` are the cuts of each face, where they are not the analyzer's own: whom `auto` explains, and who is told clean.
         `seconds_left` of a face end its texts at their last whole sentence. Time that is up before a text begins costs that text: the face is
         scored and not explained, and a query is answered by localisation alone.
         Raises ValueError for counts that do not match and for queries that cannot be asked (`ask`).
@@ -130,10 +144,11 @@ class Analyzer:
         count = len(crops_BHWC)
         if count == 0:
             return []
-        given = {"explain policies": explain, "queries": queries, "times": seconds_left}
+        given = {"explain policies": explain, "queries": queries, "times": seconds_left, "operating points": points}
         if any(values is not None and len(values) != count for values in given.values()):
             stated = " and ".join(f"{len(values)} {name}" for name, values in given.items() if values is not None)
             raise ValueError(f"{count} crops but {stated}; give one per crop")
+        points_B = points or [self.operating_point] * count
         now_s = self._clock_s()
         deadlines_s = [None if left_s is None else now_s + left_s for left_s in seconds_left or [None] * count]
         encoded = self.encode(crops_BHWC)
@@ -145,12 +160,12 @@ class Analyzer:
         wanted = [
             _Asked(i)
             for i, policy in enumerate(explain)
-            if policy == "always" or (policy == "auto" and scores_B[i] >= self.operating_point.explain_at)
+            if policy == "always" or (policy == "auto" and scores_B[i] >= points_B[i].explain_at)
         ]
         queried = {row: query for row, query in enumerate(queries or ()) if query is not None}
         asked = self._asked(encoded, list(queried), list(queried.values()))
         together = [replace(one, deadline_s=deadlines_s[one.row]) for one in (*wanted, *asked)]
-        told = self._tell(encoded, together, "age")
+        told = self._tell(encoded, together, "age", points_B)
         texts = self._explanations(encoded, crops_BHWC, together, told)
         explanations = {
             one.row: text for one, answer, text in zip(wanted, told, texts, strict=False) if answer.end is not End.LATE
@@ -169,12 +184,6 @@ class Analyzer:
         """Raw logits to probabilities by the manifest's calibration."""
         calibration = self.manifest.calibration
         return sigmoid(raw_B * np.float32(calibration.scale) + np.float32(calibration.bias))
-
-    def label(self, fake_score: float) -> Label:
-        """What the operating point makes of a calibrated score."""
-        if fake_score >= self.operating_point.fake_at:
-            return Label.FAKE
-        return Label.REAL if fake_score < self.operating_point.real_below else Label.INCONCLUSIVE
 
     def explain(self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int]) -> list[Explanation]:
         """Explain the chosen rows of an encoded batch, in their order."""
@@ -209,12 +218,15 @@ class Analyzer:
         """Answer one task about the whole face for rows of an encoded batch, as it is served: a face that its score calls real is told clean."""
         return self._tell(encoded, [_Asked(row) for row in rows], task)
 
-    def _tell(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task) -> list[Answer]:
-        """`tell`, beside questions about areas."""
+    def _tell(
+        self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task, points_B: Sequence[OperatingPoint] | None = None
+    ) -> list[Answer]:
+        """`tell`, beside questions about areas; `points_B` by row of the batch."""
         scores_B = self.calibrated(encoded["det_logit"])
         clean = self._bundle.vocabulary.tokenizer.encode(loc_answer(False)).ids
         answers = [Answer(list(clean)) for _ in asked]
-        doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= self.operating_point.real_below]
+        points_B = points_B or [self.operating_point] * len(scores_B)
+        doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= points_B[one.row].real_below]
         for number, answer in zip(doubted, self._decode(encoded["prefix_embeds"], [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers

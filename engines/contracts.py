@@ -265,6 +265,12 @@ class OperatingPoint(_Closed):
     """Faces that score at or above this are explained when explanations are on 'auto'."""
     fpr_target: float | None = None
 
+    def label(self, fake_score: float) -> Label:
+        """What the cuts make of a calibrated score."""
+        if fake_score >= self.fake_at:
+            return Label.FAKE
+        return Label.REAL if fake_score < self.real_below else Label.INCONCLUSIVE
+
 
 class DecoderSpec(_Closed):
     """What the decode loop must know of the language decoder."""

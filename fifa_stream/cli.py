@@ -1,12 +1,13 @@
 """`fifa-stream`: parses, builds the settings, calls. No import at the top that `--help` would have to wait for."""
 
+import contextlib
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fifa_stream import dead_letters_cli, engine_cli
+from fifa_stream import dead_letters_cli, engine_cli, operate_cli
 from fifa_stream.exits import ExitCode, clear_errors, end, leave
 from fifa_stream.options import BootstrapOption, ConfigOption, load_settings
 
@@ -29,10 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-topics_app = typer.Typer(help="Make the topics.", no_args_is_help=True)
 app.add_typer(dead_letters_cli.app, name="dead-letters")
 app.add_typer(engine_cli.app, name="engine")
-app.add_typer(topics_app, name="topics")
+app.add_typer(operate_cli.topics_app, name="topics")
 
 EngineOption = Annotated[Path | None, typer.Option("--engine", help="Engine bundle; default: the one in the package.")]
 RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Ask about one facial concept: right_cheek, or 'right cheek'.")]
@@ -52,7 +52,7 @@ def run(config: ConfigOption = None) -> None:
         telemetry = settings.telemetry
         configure_logging(level=telemetry.log_level, style=telemetry.log_format, kafka_level=telemetry.kafka_log_level)
         logging.getLogger("fifa_stream").info("settings: %s", settings.masked_json())
-        outcome = serve(settings, lambda: load_pipeline(settings))
+        outcome = serve(settings, lambda: load_pipeline(settings), load_shadow=lambda: load_pipeline(settings, is_shadow=True))
         ends = {Outcome.DRAINED: ExitCode.OK, Outcome.DRAIN_TIMEOUT: ExitCode.DRAIN_TIMEOUT, Outcome.ABORTED: ExitCode.ABORTED}
         leave(ends[outcome])
 
@@ -70,18 +70,31 @@ def send(
         str | None,
         typer.Option("--store", metavar="URI_PREFIX", help="Put large images here and send claims: file:///FOLDER/ or s3://BUCKET/PREFIX/."),
     ] = None,
+    record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="And write what was sent to a new file, for `replay`.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Put images on the frames topic."""
     with clear_errors():
         query = _query(region, box)
         from fifa_stream.send import LargeImages, send_images
+        from fifa_stream.tracing import open_tracing
 
         settings = load_settings(config, bootstrap)
         kafka = settings.kafka
         topic = topic or kafka.frames_topic
         large_images = LargeImages(store, settings.claims) if store else None
-        count = send_images(kafka, images, topic=topic, stream_id=stream_id, crop=crop, query=query, large_images=large_images)
+        with contextlib.closing(open_tracing(settings.telemetry)) as tracing:
+            count = send_images(
+                kafka,
+                images,
+                topic=topic,
+                stream_id=stream_id,
+                crop=crop,
+                query=query,
+                large_images=large_images,
+                record_to=record,
+                tracing=tracing,
+            )
         typer.echo(f"{count} sent to {topic}")
 
 
@@ -116,22 +129,8 @@ def demo(
         raise typer.Exit(run_demo(frames, out))
 
 
-@topics_app.command("create")
-def topics_create(
-    partitions: Annotated[int, typer.Option("--partitions", min=1, help="Of frames and verdicts; a keyed topic cannot grow later.")] = 3,
-    replication: Annotated[int, typer.Option("--replication", min=1, help="Copies of each partition.")] = 1,
-    bootstrap: BootstrapOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Make the frames, verdicts and dead-letters topics; existing ones stay as they are."""
-    with clear_errors():
-        from fifa_stream.cluster import create_topics
-
-        kafka = load_settings(config, bootstrap).kafka
-        wanted = {kafka.frames_topic: partitions, kafka.verdicts_topic: partitions, kafka.dead_letters_topic: 1}
-        made = create_topics(kafka, wanted, replication=replication)
-        for topic in wanted:
-            typer.echo(f"{topic}: {'created' if topic in made else 'exists'}")
+for command in (operate_cli.check, operate_cli.lag, operate_cli.replay):
+    app.command()(command)
 
 
 @app.command(hidden=True)

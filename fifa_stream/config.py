@@ -34,6 +34,9 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """Where frames come from and verdicts go to."""
 
+    client: Literal["kafka-python", "confluent-kafka"] = "kafka-python"
+    """Library that `run` reads and writes with. confluent-kafka (librdkafka) takes less time a record and needs the extra `confluent`;
+    docs/transport.md. What only looks at a cluster uses kafka-python either way."""
     bootstrap_servers: str = Field("localhost:9092", min_length=1)
     """Comma-separated host:port list."""
     group_id: str = Field("fifa-stream", min_length=1)
@@ -44,6 +47,8 @@ class KafkaSettings(_Section):
     """Output, keyed by stream id."""
     dead_letters_topic: str = Field("fifa.dead-letters", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """Records that cannot become a verdict, with the reason."""
+    shadow_topic: str | None = Field(None, pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """What the engine says that does not answer, while engine.roll_out compares two; unset: nothing is written, the figures remain."""
     processing_guarantee: Literal["at_least_once", "exactly_once"] = "at_least_once"
     """at_least_once: a crash repeats answers, none is lost. exactly_once: verdicts, dead letters and offsets in one Kafka transaction, for readers
     with isolation.level=read_committed; refused on the embedded broker, whose transactions do not hold."""
@@ -64,7 +69,7 @@ class KafkaSettings(_Section):
     exactly_once a reader sees a verdict up to this much later; with at_least_once a crash repeats up to this much work."""
     max_partition_fetch_bytes: int = Field(4 << 20, ge=1 << 10)
     """Fetch size per partition; one larger record still arrives whole."""
-    max_request_bytes: int = Field(1 << 20, ge=1 << 10)
+    max_request_bytes: int = Field(1 << 20, ge=1 << 14)
     """Largest record produced; keep at or below the topic's max.message.bytes. A verdict above it becomes a dead letter; a dead letter above it is
     sent without the image, with its digest."""
     max_unacknowledged_bytes: int = Field(32 << 20, ge=1 << 10)
@@ -117,9 +122,15 @@ class KafkaSettings(_Section):
             raise ValueError(
                 f"transaction_timeout_ms {self.transaction_timeout_ms} must be more than twice commit_interval_ms {self.commit_interval_ms}"
             )
-        if len({self.frames_topic, self.verdicts_topic, self.dead_letters_topic}) != 3:
-            raise ValueError("frames_topic, verdicts_topic and dead_letters_topic must be three different topics")
+        if len(set(self.topics.values())) != len(self.topics):
+            raise ValueError(f"{', '.join(self.topics)} must be different topics")
         return self
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Names by setting: the frames topic, which is read, and then those that are written."""
+        names = {"frames_topic": self.frames_topic, "verdicts_topic": self.verdicts_topic, "dead_letters_topic": self.dead_letters_topic}
+        return names if self.shadow_topic is None else {**names, "shadow_topic": self.shadow_topic}
 
     @model_validator(mode="after")
     def _secure(self) -> Self:
@@ -173,6 +184,7 @@ class KafkaSettings(_Section):
         options: dict[str, Any] = {
             "bootstrap_servers": [server.strip() for server in self.bootstrap_servers.split(",") if server.strip()],
             "bootstrap_timeout_ms": self.bootstrap_timeout_ms,
+            "reconnect_backoff_max_ms": 2_000,  # kafka-python's 30 s come on top of every absence of a broker; Kafka's own clients wait for 1 s
             "security_protocol": self.security_protocol,
         }
         for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
@@ -217,8 +229,25 @@ class EngineSettings(_Section):
     """Manifest digest; a bundle with another one is refused."""
     operating_point: str | None = None
     """Named pair of cuts from the manifest; unset: the manifest's default."""
+    stream_operating_points: dict[str, str] = {}
+    """Those of single streams: a pattern of stream ids (`*`, `?`, `[abc]`) to a name; the first that matches counts."""
     explain: Literal["auto", "always", "never"] = "auto"
     """auto: only faces that score at or above the operating point's explain_at."""
+    candidate: Path | None = None
+    """A second bundle, on its way in or out; read only where roll_out says so."""
+    candidate_digest: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Its manifest digest; a bundle with another one is refused."""
+    roll_out: Literal["off", "shadow", "promoted"] = "off"
+    """shadow: the engine in folder answers, the candidate judges shadow_share of the frames beside it. promoted: the other way round. Promotion and
+    rollback are this one value; docs/roll-out.md."""
+    shadow_share: float = Field(0.1, gt=0, le=1)
+    """Of the frames that the engine looks at which does not answer: scored, not explained."""
+
+    @model_validator(mode="after")
+    def _has_candidate(self) -> Self:
+        if self.roll_out != "off" and self.candidate is None:
+            raise ValueError(f"roll_out {self.roll_out} needs candidate, the folder of the second bundle")
+        return self
 
 
 class LimitSettings(_Section):
@@ -353,14 +382,33 @@ class RuntimeSettings(_Section):
 
 
 class TelemetrySettings(_Section):
-    """Logs."""
+    """Logs, traces, and what scores are compared with; docs/observability.md."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of our own loggers."""
     log_format: Literal["text", "json"] = "text"
     """One line per event in either."""
     kafka_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "CRITICAL"
-    """Of kafka-python, which logs a broker's absence many times over; our own lines say what matters."""
+    """Of kafka-python and librdkafka, which log a broker's absence many times over; our own lines say what matters."""
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$")
+    """Collector of traces, OTLP over HTTP: http://HOST:4318, to which /v1/traces is added where it has no path (extra `otlp`). Unset: no traces.
+    What a collector asks for beside it goes into OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_CERTIFICATE, which the exporter reads itself."""
+    trace_sample_ratio: float = Field(0.01, ge=0, le=1)
+    """Part of the frames without a `traceparent` that a trace begins with. A frame that has one is traced if its sender says so."""
+    service_name: str = Field("fifa-stream", min_length=1, max_length=255)
+    """`service.name` of the spans."""
+    score_baseline: tuple[float, ...] = Field((), max_length=100)
+    """Shares of scores in equal bins over [0, 1] that `fifa_score_psi` compares with; empty: those of the engine bundle. The bundle's come from
+    its calibration faces, more than half of them fakes: a stream of another mix wants a baseline of its own."""
+    drift_window: int = Field(5_000, ge=1_000, le=1_000_000)
+    """Scores that `fifa_score_psi` looks back on."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.score_baseline and (len(self.score_baseline) < 2 or min(self.score_baseline) < 0 or not 0.99 <= sum(self.score_baseline) <= 1.01):
+            raise ValueError("score_baseline must hold at least two shares of 0 or more that sum to 1")
+        urlsplit(self.otlp_endpoint or "").port  # noqa: B018 (raises ValueError above 65535)
+        return self
 
 
 class Settings(BaseSettings):

@@ -39,8 +39,6 @@ UNKNOWN_TOPIC, TOPIC_FORBIDDEN, GROUP_FORBIDDEN, UNSUPPORTED_MECHANISM, ILLEGAL_
 READ, WRITE = 3, 4
 """AclOperation codes."""
 
-TOPICS = {"frames_topic": READ, "verdicts_topic": WRITE, "dead_letters_topic": WRITE}
-"""What `run` does with each: settings of KafkaSettings."""
 OTHER_PORT = "check kafka.bootstrap_servers and kafka.security_protocol"
 
 
@@ -387,7 +385,7 @@ class _Walk:
 
     def _metadata(self, link: _Link) -> Any:
         """Brokers, and with `access` what the topics permit. The first request that a listener with SASL refuses to a client without."""
-        topics = [MetadataRequest.MetadataRequestTopic(name=getattr(self._kafka, setting)) for setting in TOPICS] if self._access else []
+        topics = [MetadataRequest.MetadataRequestTopic(name=name) for name in self._kafka.topics.values()] if self._access else []
         request = MetadataRequest(topics=topics, allow_auto_topic_creation=False, include_topic_authorized_operations=True)
         try:
             return link.ask(request)
@@ -405,8 +403,8 @@ class _Walk:
         """What `run` needs: to read frames as a member of the group, to write verdicts and dead letters."""
         answers = {topic.name: topic for topic in metadata.topics}
         missing = []
-        for setting, operation in TOPICS.items():
-            name = getattr(self._kafka, setting)
+        for setting, name in self._kafka.topics.items():
+            operation = READ if setting == "frames_topic" else WRITE
             code, permitted = answers[name].error_code, answers[name].authorized_operations
             if code == TOPIC_FORBIDDEN or (code == 0 and permitted is not None and operation not in permitted):
                 verb = "Read" if operation == READ else "Write"

@@ -1,8 +1,10 @@
 """Kafka records in batches: group membership, pause and resume, commits."""
 
+import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import kafka as kafka_python
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -31,8 +33,23 @@ TANSU_SESSION_TIMEOUT_MS = 2_000
 COMMIT_TIMEOUT_MS = 5_000
 """A commit that takes longer is tried again at the next interval; kafka-python would retry for 30 s while nothing is polled."""
 
+POSITION_TIMEOUT_MS = 100
+"""Only a partition that has just been assigned makes anybody wait."""
+WATERMARKS_TIMEOUT_MS = 1_000
+"""For a lag that is shown later rather than a loop that waits."""
+COMPLAIN_EVERY_S = 10.0
+"""Of polls that fail one after the other the log tells only so often."""
 REWIND_TIMEOUT_MS = 15_000
 """Beyond the default transaction_timeout_ms: the group does not answer while a dead member's transaction holds the offsets."""
+
+
+class Watermark(NamedTuple):
+    """How far a partition was read here, and how far it was written."""
+
+    position: int
+    """Offset of the next record that a poll may return."""
+    end: int
+    """High watermark: the offset after its last record."""
 
 
 class Rebalance(Protocol):
@@ -87,6 +104,10 @@ class Consumer(Protocol):
         """Go back to the committed offsets of these partitions, where there are none to the given ones. Raises GroupError."""
         ...
 
+    def watermarks(self) -> dict[Partition, Watermark]:
+        """Of the assigned partitions, where they are known. Asked every few seconds: at most one round trip, and never an error."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
@@ -111,7 +132,9 @@ class KafkaConsumer:
             raise CodecMissing("the package crc32c is not installed, and checksums in Python allow 4 MB/s; pip install crc32c") from None
         session_ms = min(kafka.session_timeout_ms, TANSU_SESSION_TIMEOUT_MS) if is_tansu else kafka.session_timeout_ms
         self._group_id = kafka.group_id
+        self._is_tansu = is_tansu
         self._paused = False
+        self._silent_until = 0.0
         self._consumer = kafka_python.KafkaConsumer(
             **kafka.client_options(),
             group_id=kafka.group_id,
@@ -135,12 +158,32 @@ class KafkaConsumer:
 
     def subscribe(self, topic: str, rebalance: Rebalance) -> None:
         """Join at the next poll."""
+        logger.info("joining: group=%s topic=%s", self._group_id, topic)
         self._consumer.subscribe([topic], listener=_Listener(self, rebalance))
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
-        """Records of all partitions, in order within each."""
-        batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=max_records)
+        """Records of all partitions, in order within each; none while the broker is away."""
+        try:
+            batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000), max_records=max_records)
+        except RetriableError as error:
+            # kafka-python 3.0.12 overcomes these at a later poll, and raises some nevertheless: a coordinator looked up on a broker that is gone.
+            if time.monotonic() >= self._silent_until:
+                self._silent_until = time.monotonic() + COMPLAIN_EVERY_S
+                logger.warning("the broker is away, polling on: group=%s error=%s", self._group_id, error)
+            time.sleep(timeout_s)
+            return []
+        self._keep_joining()
         return [raw_record(record) for records in batches.values() for record in records]
+
+    def _keep_joining(self) -> None:
+        """Take up a join again that outlasted the poll.
+
+        A leader joins anew when its topic gains partitions, or when it first joined before it knew of any. kafka-python 3.0.12 then decides at each
+        poll whether a join is due by comparing what it dealt out with what it knows, and forgets one that runs: from when it has dealt out until the
+        group has answered, the two are equal. A poll that ends in between leaves a member that sends no heartbeat and never asks again.
+        """
+        if self._consumer.group_metadata().state == MemberState.REBALANCING:
+            self._consumer._coordinator.request_rejoin()
 
     def pause(self) -> None:
         """Stop fetching."""
@@ -183,6 +226,22 @@ class KafkaConsumer:
             except ValueError:
                 continue  # given up meanwhile: its next owner begins at what is committed
 
+    def watermarks(self) -> dict[Partition, Watermark]:
+        """High watermarks come with what is fetched. While nothing is, because of a pause, the broker is asked; Tansu would answer wrongly."""
+        partitions = sorted(self._consumer.assignment())
+        ends: dict[Any, int] = {}
+        if self._paused and partitions and not self._is_tansu:
+            with contextlib.suppress(KafkaError):
+                ends = self._consumer.end_offsets(partitions, timeout_ms=WATERMARKS_TIMEOUT_MS)
+        found = {}
+        for partition in partitions:
+            with contextlib.suppress(KafkaError):  # given up meanwhile, or not positioned yet
+                end = ends.get(partition, self._consumer.highwater(partition))
+                position = None if end is None else self._consumer.position(partition, timeout_ms=POSITION_TIMEOUT_MS)
+                if end is not None and position is not None:
+                    found[partition.topic, partition.partition] = Watermark(position, end)
+        return found
+
     def _offsets(self, positions: Mapping[Partition, int]) -> dict[Any, Any]:
         return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}
 
@@ -205,7 +264,7 @@ class KafkaConsumer:
 
 def raw_record(record: Any) -> RawRecord:
     """A record of kafka-python as ours."""
-    headers = tuple((name, data or b"") for name, data in record.headers)  # a header's value may be null on the wire
+    headers = tuple([(name, data or b"") for name, data in record.headers])  # a header's value may be null on the wire
     return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)
 
 

@@ -114,6 +114,11 @@ def ensure(
     timing_cache: CacheFileOption = None,
     compute_capability: CapabilityOption = None,
     acceptance: AcceptanceOption = None,
+    pinned_digest: Annotated[str | None, typer.Option("--pinned-digest", metavar="HEX", help="Manifest digest; another source is refused.")] = None,
+    link: Annotated[Path | None, typer.Option("--link", metavar="PATH", help="Make this a symbolic link to the folder.")] = None,
+    wait: Annotated[
+        float | None, typer.Option("--wait", min=0, metavar="SECONDS", help="Build nothing: wait for another builder, at most this long.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the folder of a build, which is made if it is not there; safe under several at once."""
@@ -121,9 +126,18 @@ def ensure(
         request = _request(
             backend, precision, (min_shapes, opt_shapes, max_shapes), opt_level, workspace, timing_cache, compute_capability, acceptance
         )  # fmt: skip
+        from engines.bundle import read_manifest
+        from engines.ensure import await_built, link_to
         from engines.ensure import ensure as ensure_built
 
-        folder, manifest = ensure_built(_folder(source), cache or Path(typer.get_app_dir("fifa-stream")) / "engines", request, told=_tell)
+        where, cache = _folder(source), cache or Path(typer.get_app_dir("fifa-stream")) / "engines"
+        read_manifest(where, pinned_digest=pinned_digest)
+        if wait is None:
+            folder, manifest = ensure_built(where, cache, request, told=_tell)
+        else:
+            folder, manifest = await_built(where, cache, request, timeout_s=wait, told=_tell)
+        if link is not None:
+            link_to(folder, link)
         typer.echo(json.dumps({"folder": str(folder), "digest": manifest.digest}) if as_json else str(folder))
 
 

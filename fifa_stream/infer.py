@@ -4,9 +4,11 @@
 sampled frames, by one verdict or one RecordError.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines import fict
-from engines.analyzer import ExplainPolicy
+from engines.analyzer import ExplainPolicy, find_operating_point
 from engines.bundle import Bundle
 from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
 from engines.preprocess import Crop
@@ -61,7 +63,7 @@ class FaceAnalyzer(Protocol):
 
     @property
     def operating_point(self) -> OperatingPoint:
-        """The two cuts in use."""
+        """The two cuts in use where a stream has none of its own."""
         ...
 
     def analyze(
@@ -71,12 +73,9 @@ class FaceAnalyzer(Protocol):
         explain: Sequence[ExplainPolicy],
         queries: Sequence[AreaQuery | None] | None = None,
         seconds_left: Sequence[float | None] | None = None,
+        points: Sequence[OperatingPoint] | None = None,
     ) -> list[Analysis]:
-        """Judge a batch of face crops; one policy per face, one question or None, and the seconds that its texts may take."""
-        ...
-
-    def label(self, fake_score: float) -> Label:
-        """What the operating point makes of a score."""
+        """Judge a batch of face crops; one policy per face, one question or None, the seconds that its texts may take, and its cuts."""
         ...
 
 
@@ -144,6 +143,8 @@ class _Open:
     """One for an image."""
     is_late: bool
     timings_ms: dict[str, float]
+    point: OperatingPoint
+    """That of its stream."""
 
     @property
     def is_video(self) -> bool:
@@ -169,10 +170,12 @@ class FramePipeline:
         analyzer: FaceAnalyzer,
         bundle: Bundle,
         *,
+        stream_points: Mapping[str, str] | None = None,
         clock_s: Callable[[], float] = time.perf_counter,
         unix_time_s: Callable[[], float] = time.time,
     ) -> None:
-        """`bundle` gives the face detector; `clock_s` times the stages, `unix_time_s` is held against deadlines."""
+        """`bundle` gives the face detector; `stream_points` are `engine.stream_operating_points`; `clock_s` times the stages, `unix_time_s` is held
+        against deadlines. Raises BundleError (unsupported) for a point that the bundle does not have."""
         self._limits, self._analyzer, self._clock_s, self._unix_time_s = limits, analyzer, clock_s, unix_time_s
         manifest = bundle.manifest
         self._detector = FaceDetector(bundle.engines["face_detector"], crop_size=manifest.preprocess.image_size, limits=limits.detect)
@@ -184,8 +187,18 @@ class FramePipeline:
             precision=manifest.precision,
             backend=manifest.backend,
         )
-        point = analyzer.operating_point
-        self._operating_point = OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below, fpr_target=point.fpr_target)
+        self._score_baseline = manifest.score_baseline
+        self._points = StreamPoints(manifest, analyzer.operating_point, stream_points or {})
+
+    @property
+    def engine(self) -> EngineIdentity:
+        """As every verdict names it."""
+        return self._engine
+
+    @property
+    def score_baseline(self) -> tuple[float, ...]:
+        """Of the bundle; empty in one that was not calibrated."""
+        return self._score_baseline
 
     def process(self, frames: Sequence[FrameRecord]) -> list[Verdict | RecordError]:
         """Answer every record, in order."""
@@ -193,7 +206,7 @@ class FramePipeline:
 
     def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
         """Answer without a look."""
-        return shed_verdict(frame, shed, engine=self._engine, operating_point=self._operating_point)
+        return shed_verdict(frame, shed, engine=self._engine, operating_point=_used(self._points.of(frame.stream_id)))
 
     def judge(self, images: Sequence[EncodedImage]) -> list[Verdict | RecordError]:
         """Answer every image and chunk, in order. A bad one is its RecordError; whatever else goes wrong is raised."""
@@ -222,7 +235,8 @@ class FramePipeline:
         is_late = left_s is not None and left_s < 0
         for picture in pictures:
             picture.asked, picture.notes = self._ask(image.query, picture.found.faces, picture.size_hw, is_late)
-        return _Open(image, media, pictures, is_late, {**timings_ms, "analyze": 0.0})
+        point = self._points.of(None if image.input is None else image.input.stream_id)
+        return _Open(image, media, pictures, is_late, {**timings_ms, "analyze": 0.0}, point)
 
     def _open_image(self, image: EncodedImage) -> tuple[Media, list[_Picture], dict[str, float]]:
         start = self._clock_s()
@@ -307,19 +321,19 @@ class FramePipeline:
             picture.analyses.append(analysis)
         if self._limits.explain != "auto":
             return
-        doubted = [(item, *place) for item in items if item.is_video and not item.is_late for place in self._to_explain(item.pictures)]
+        doubted = [(item, *place) for item in items if item.is_video and not item.is_late for place in self._to_explain(item)]
         jobs = [_Job(item, picture.found.faces[number], "always") for item, picture, number in doubted]
         for (_, picture, number), analysis in zip(doubted, self._run(jobs), strict=True):
             picture.analyses[number] = replace(picture.analyses[number], explanation=analysis.explanation)
 
-    def _to_explain(self, pictures: Sequence[_Picture]) -> list[tuple[_Picture, int]]:
+    def _to_explain(self, item: _Open) -> list[tuple[_Picture, int]]:
         """The faces that deserve an explanation in the frames of one chunk that score highest, by their number in the picture."""
-        explain_at = self._analyzer.operating_point.explain_at
+        pictures = item.pictures
         scores = [
             {
                 number: analysis.fake_score
                 for number, (face, analysis) in enumerate(zip(picture.found.faces, picture.analyses, strict=True))
-                if face.quality.passed and analysis.fake_score >= explain_at
+                if face.quality.passed and analysis.fake_score >= item.point.explain_at
             }
             for picture in pictures
         ]
@@ -339,6 +353,7 @@ class FramePipeline:
                 explain=[job.explain for job in batch],
                 queries=[job.asked for job in batch],
                 seconds_left=[self._seconds_left(job.item.image) for job in batch],
+                points=[job.item.point for job in batch],
             )
             share_ms = (self._clock_s() - start) * 1000 / len(batch)
             for job, analysis in zip(batch, analyses, strict=True):
@@ -369,7 +384,7 @@ class FramePipeline:
             media=media,
             label=Label.INCONCLUSIVE if deciding is None else deciding.label,
             fake_score=None if deciding is None else deciding.fake_score,
-            operating_point=self._operating_point,
+            operating_point=_used(item.point),
             faces=() if item.is_video else frames[0].faces,
             notes=_chunk_notes(item, frames) if item.is_video else frames[0].notes,
             timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings_ms.items()},
@@ -380,7 +395,7 @@ class FramePipeline:
     def _sampled_frame(self, item: _Open, picture: _Picture) -> SampledFrame:
         """What is said of one picture; of an image as well, whose verdict takes it over."""
         faces = tuple(
-            self._face_verdict(number, picture, face, analysis)
+            self._face_verdict(number, item.point, picture, face, analysis)
             for number, (face, analysis) in enumerate(zip(picture.found.faces, picture.analyses, strict=True))
         )
         deciding = max((face for face in faces if face.quality.passed), key=lambda face: face.fake_score, default=None)
@@ -402,10 +417,10 @@ class FramePipeline:
             query=None if item.image.query is None else _answered(item.image.query, picture),
         )
 
-    def _face_verdict(self, number: int, picture: _Picture, face: Face, analysis: Analysis) -> FaceVerdict:
+    def _face_verdict(self, number: int, point: OperatingPoint, picture: _Picture, face: Face, analysis: Analysis) -> FaceVerdict:
         notes = list(face.notes)
         explanation = analysis.explanation
-        if explanation is None and analysis.fake_score >= self._analyzer.operating_point.explain_at:
+        if explanation is None and analysis.fake_score >= point.explain_at:
             reason = "the face is not fit to be judged" if not face.quality.passed else picture.unexplained
             notes.append(Note(code=NoteCode.NOT_EXPLAINED, message=f"{reason}: scored only"))
         if explanation is not None and explanation.truncated:
@@ -430,7 +445,7 @@ class FramePipeline:
             quality=face.quality,
             fake_score=analysis.fake_score,
             raw_score=analysis.raw_score,
-            label=self._analyzer.label(analysis.fake_score) if face.quality.passed else Label.INCONCLUSIVE,
+            label=point.label(analysis.fake_score) if face.quality.passed else Label.INCONCLUSIVE,
             forgery_type=ForgeryType(label=max(probs, key=probs.__getitem__), probs=probs),
             evidence=()
             if explanation is None
@@ -440,6 +455,25 @@ class FramePipeline:
             explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup),
             notes=tuple(notes),
         )
+
+
+class StreamPoints:
+    """Which pair of cuts judges a stream: that of the first pattern its id matches, else the default. Safe for two threads."""
+
+    def __init__(self, manifest: Manifest, default: OperatingPoint, by_pattern: Mapping[str, str]) -> None:
+        """Patterns as of `fnmatch`, case counts. Raises BundleError (unsupported) for a name that the bundle does not have."""
+        named = [
+            (pattern, find_operating_point(manifest, name, setting=f"engine.stream_operating_points {pattern!r}:"))
+            for pattern, name in by_pattern.items()
+        ]
+        # Ids repeat from frame to frame; what is remembered of them is bounded.
+        self.of: Callable[[str | None], OperatingPoint] = functools.lru_cache(4_096)(
+            lambda stream_id: next((point for pattern, point in named if fnmatchcase(stream_id or "", pattern)), default)
+        )
+
+
+def _used(point: OperatingPoint) -> OperatingPointUsed:
+    return OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below, fpr_target=point.fpr_target)
 
 
 def _deadline_notes(item: _Open) -> tuple[Note, ...]:

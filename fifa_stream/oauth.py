@@ -61,6 +61,10 @@ class FileTokens(AbstractTokenProvider):  # type: ignore[misc]  # kafka-python i
 
     def token(self) -> str:
         """The token that is in the file now. Raises TokenError."""
+        return self.current().text
+
+    def current(self) -> Token:
+        """The same with its end, where it says nothing in `DEFAULT_LIFE_S`. Raises TokenError."""
         setting = f"kafka.sasl_oauth_token_file {str(self._path)!r}"
         try:
             text = self._path.read_text("utf-8").strip()
@@ -73,7 +77,7 @@ class FileTokens(AbstractTokenProvider):  # type: ignore[misc]  # kafka-python i
         if expires_at is not None and expires_at <= self._clock():
             ago_s = self._clock() - expires_at
             raise TokenError(f"the token in {setting} expired {ago_s:.0f} s ago", "see why it is not renewed, or set this clock", may_pass=True)
-        return text
+        return Token(text, expires_at or self._clock() + DEFAULT_LIFE_S)
 
 
 class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
@@ -92,6 +96,10 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
 
     def token(self) -> str:
         """The current token; only the first call waits for the issuer, up to `ISSUER_TIMEOUT_S`. Raises TokenError."""
+        return self.current().text
+
+    def current(self) -> Token:
+        """The same with its end. Raises TokenError."""
         with self._lock:
             if self._token is None:
                 self._token = self._fetch()
@@ -99,7 +107,7 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
             token = self._token
         if token.expires_at <= self._clock():
             raise self._last_error or TokenError("the token has expired and its renewal is on its way", "try again", may_pass=True)
-        return token.text
+        return token
 
     def close(self) -> None:
         """End the renewals."""

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from fifa_stream.records import RawRecord
 
@@ -22,11 +22,13 @@ Partition = tuple[str, int]
 class Assignment:
     """One stay of a partition with this member; compared by identity."""
 
-    pending: dict[int, None] = field(default_factory=dict)
-    """Offsets started and not finished, in increasing order."""
+    pending: dict[int, int] = field(default_factory=dict)
+    """Offsets started and not finished, in increasing order, with their records' timestamps."""
     last_started: int = -1
     committed: int = 0
     """Position of the last accepted commit; before one, where this stay began."""
+    oldest_ms: int | None = None
+    """Timestamp of the first record at or behind `committed`; None when every record that came is committed."""
     live: bool = True
 
     @property
@@ -36,8 +38,14 @@ class Assignment:
         return next(iter(self.pending), self.last_started + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Backlog(NamedTuple):
+    """Where a partition's uncommitted records begin."""
+
+    offset: int
+    timestamp_ms: int
+
+
+class Ticket(NamedTuple):
     """Names one record in work; handed back once, when its answer is acknowledged."""
 
     record: RawRecord
@@ -125,7 +133,9 @@ class OffsetTracker:
                 self.num_times_back += 1
             if assignment.last_started < 0:
                 assignment.committed = record.offset
-            assignment.pending[record.offset] = None
+            if assignment.oldest_ms is None:
+                assignment.oldest_ms = record.timestamp_ms
+            assignment.pending[record.offset] = record.timestamp_ms
             assignment.last_started = record.offset
             ticket = Ticket(record, assignment)
             self._num_in_flight += 1
@@ -152,8 +162,19 @@ class OffsetTracker:
         """Note an accepted commit."""
         with self._lock:
             for partition, position in positions.items():
-                if partition in self._assignments:
-                    self._assignments[partition].committed = position
+                if (assignment := self._assignments.get(partition)) is not None:
+                    assignment.committed = position
+                    # What is pending begins at the committed position: nothing finishes between `to_commit` and here.
+                    assignment.oldest_ms = next(iter(assignment.pending.values()), None)
+
+    def backlog(self) -> dict[Partition, Backlog]:
+        """Of each assigned partition with records that came and are not committed: where they begin."""
+        with self._lock:
+            return {
+                partition: Backlog(assignment.committed, assignment.oldest_ms)
+                for partition, assignment in self._assignments.items()
+                if assignment.oldest_ms is not None
+            }
 
 
 class InOrder(Generic[T]):
@@ -167,16 +188,24 @@ class InOrder(Generic[T]):
 
     def expect(self, ticket: Ticket) -> None:
         """A record begins."""
-        self._waiting.setdefault(ticket.assignment, deque()).append(ticket)
+        waiting = self._waiting.get(ticket.assignment)
+        if waiting is None:
+            waiting = self._waiting[ticket.assignment] = deque()
+        waiting.append(ticket)
 
     def ready(self, ticket: Ticket, answer: T) -> list[T]:
         """An answer comes; return what may go now. Every record that was expected comes back once, if only to be dropped."""
-        assignment = ticket.assignment
-        waiting, ready = self._waiting[assignment], self._ready.setdefault(assignment, {})
-        ready[ticket.record.offset] = answer
-        released = []
-        while waiting and waiting[0].record.offset in ready:
-            released.append(ready.pop(waiting.popleft().record.offset))
+        assignment, offset = ticket.assignment, ticket.record.offset
+        waiting = self._waiting[assignment]
+        if waiting[0].record.offset != offset:
+            self._ready.setdefault(assignment, {})[offset] = answer
+            return []
+        waiting.popleft()
+        released = [answer]
+        if ready := self._ready.get(assignment):
+            while waiting and waiting[0].record.offset in ready:
+                released.append(ready.pop(waiting.popleft().record.offset))
         if not waiting:
-            del self._waiting[assignment], self._ready[assignment]
+            del self._waiting[assignment]
+            self._ready.pop(assignment, None)
         return released

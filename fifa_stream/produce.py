@@ -4,13 +4,10 @@ kafka-python bounds neither the bytes it accepts nor the time a future may take,
 delivery timeout. So both bounds are kept here, and a producer with one failed delivery is of no more use: `fifa_stream.commit` replaces it.
 """
 
-import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import kafka as kafka_python
 from kafka import OffsetAndMetadata, TopicPartition
@@ -18,6 +15,7 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutErro
 
 from fifa_stream.config import KafkaSettings
 from fifa_stream.records import OutRecord, RawRecord
+from fifa_stream.tracing import plain_send
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +72,9 @@ class TransactionalProducer(Producer, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(NamedTuple):
+    future: Any
+    """kafka-python's. It is asked whether it is done: being called back costs two locks a record."""
     topic: str
     answers: RawRecord
     size: int
@@ -111,12 +110,10 @@ class KafkaProducer:
             except KafkaError as error:
                 self.close(timeout_s=0.0)
                 raise DeliveryError(f"transactional id {transactional_id!r} cannot be used: {type(error).__name__}: {error}") from None
-        self._numbers = itertools.count()
-        self._unacknowledged: dict[int, _Sent] = {}
-        """By send number, so oldest first."""
+        self._send = plain_send(self._producer)
+        self._unacknowledged: list[_Sent] = []
+        """Oldest first."""
         self._bytes = 0
-        self._answers: deque[tuple[int, BaseException | None]] = deque()
-        """Filled on the client's thread, emptied in `poll`."""
 
     @property
     def has_room(self) -> bool:
@@ -126,27 +123,25 @@ class KafkaProducer:
     def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
         """Hand over; blocks only while the topic's partitions are looked up for the first time."""
         try:
-            future = self._producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            future = self._send(topic, key=record.key, value=record.value, headers=list(record.headers))
         except KafkaError as error:
             raise self._failure(topic, answers, error) from None
-        number = next(self._numbers)
-        sent = _Sent(topic, answers, len(record.value or b""), self._clock(), on_delivery)
-        self._unacknowledged[number] = sent
-        self._bytes += sent.size
-        future.add_callback(lambda _: self._answers.append((number, None)))
-        future.add_errback(lambda error: self._answers.append((number, error)))
+        size = len(record.value or b"")
+        self._unacknowledged.append(_Sent(future, topic, answers, size, self._clock(), on_delivery))
+        self._bytes += size
 
     def poll(self) -> None:
         """Take in the answers that have come."""
-        while self._answers:
-            number, error = self._answers.popleft()
-            sent = self._unacknowledged.pop(number)
+        sent_before, self._unacknowledged = self._unacknowledged, []
+        for sent in sent_before:
+            if not sent.future.is_done:
+                self._unacknowledged.append(sent)
+                continue
             self._bytes -= sent.size
-            if error is not None:
-                raise self._failure(sent.topic, sent.answers, error)
+            if sent.future.exception is not None:
+                raise self._failure(sent.topic, sent.answers, sent.future.exception)
             sent.on_delivery()
-        oldest = next(iter(self._unacknowledged.values()), None)
-        if oldest is not None and self._clock() - oldest.sent_at > self._deadline_s:
+        if self._unacknowledged and self._clock() - (oldest := self._unacknowledged[0]).sent_at > self._deadline_s:
             raise self._failure(oldest.topic, oldest.answers, TimeoutError(f"no answer within {self._deadline_s:.0f} s"))
 
     def begin(self) -> None:
@@ -162,7 +157,7 @@ class KafkaProducer:
             self._producer.flush(timeout=timeout_s)
         except KafkaTimeoutError:
             return False
-        return len(self._answers) == len(self._unacknowledged)
+        return all(sent.future.is_done for sent in self._unacknowledged)
 
     def commit(self, positions: Mapping[tuple[str, int], int], member: object) -> None:
         """Two calls without a timeout of their own: the caller watches them."""
@@ -195,10 +190,10 @@ class KafkaProducer:
 
 
 def check_topics(kafka: KafkaSettings) -> None:
-    """Look the three topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
+    """Look the topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
     producer = kafka_python.KafkaProducer(**kafka.client_options(), max_block_ms=kafka.bootstrap_timeout_ms)
     try:
-        for topic in (kafka.frames_topic, kafka.verdicts_topic, kafka.dead_letters_topic):
+        for topic in kafka.topics.values():
             try:
                 producer.partitions_for(topic)
             except KafkaError as error:

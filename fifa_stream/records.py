@@ -7,12 +7,14 @@ letters keep key, value and headers of the input and add `dlq-*` headers. Boxes 
     TransientError   worth a bounded retry (a claim-check store that does not answer)
 """
 
+import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +28,8 @@ SCHEMA_VERSION: Final = "1.2"
 VERDICT_TYPE = "fifa.verdict.v1"
 VERDICT_SCHEMA = f"urn:fifa-stream:verdict:{SCHEMA_VERSION}"
 EVENT_SOURCE = "urn:fifa-stream"
+SHADOW_SOURCE = "urn:fifa-stream:shadow"
+"""Of the verdicts of an engine that does not answer: an event's id is its frame's, so the source tells the two apart."""
 
 RESERVED = ("timeline", "segments", "stream")
 """Verdict fields that are in the schema from the first version and filled when streams have a memory."""
@@ -63,9 +67,8 @@ class TransientError(Exception):
     """Worth another try, up to the configured limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawRecord:
-    """A record as the broker gave it."""
+class RawRecord(NamedTuple):
+    """A record as the broker gave it. What is made for every record is a tuple here: making a frozen dataclass takes longer."""
 
     topic: str
     partition: int
@@ -79,6 +82,11 @@ class RawRecord:
     def place(self) -> str:
         """'topic/partition/offset': names the record in messages, and its verdict."""
         return f"{self.topic}/{self.partition}/{self.offset}"
+
+    def is_in_share(self, share: float) -> bool:
+        """Whether this record belongs to a fixed part of all, evenly spread over the offsets of each partition; the same whoever asks."""
+        # Fibonacci hashing: 2**32 over the golden ratio spreads consecutive numbers evenly.
+        return ((self.offset * 2_654_435_761 + self.partition * 2_246_822_519) & 0xFFFF_FFFF) < share * 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +131,7 @@ class Claim:
         return headers
 
 
-@dataclass(frozen=True, slots=True)
-class FrameRecord:
+class FrameRecord(NamedTuple):
     """A record whose headers have been read. The image is still encoded."""
 
     raw: RawRecord
@@ -139,6 +146,7 @@ class FrameRecord:
     """`fifa-crop: true`: the image already is one face crop; no detection."""
     query: Query | None
     traceparent: str | None
+    """W3C trace context; one that is none is left out, as the standard asks."""
     claim: Claim | None = None
     """Set where the image lies elsewhere; the record's own value is then empty."""
     fetched: bytes | None = None
@@ -431,7 +439,10 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
             Reason.RECORD_TOO_LARGE,
             f"the value has {size} bytes, limits.max_record_bytes is {max_value_bytes}; send a smaller image or a claim check",
         )
-    text = {name.lower(): _text(name, value) for name, value in raw.headers}
+    try:
+        text = {name.lower(): value.decode() for name, value in raw.headers}
+    except UnicodeDecodeError:
+        text = {name.lower(): _text(name, value) for name, value in raw.headers}  # names the header
     content_type = (text.get("content-type") or text.get("ce_datacontenttype") or "").split(";")[0].strip().lower() or None
     claim = _claim(text, content_type)
     if claim is None and size == 0:
@@ -448,14 +459,30 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
         deadline_ms=_integer(text, "deadline-ms"),
         is_crop=_flag(text, "fifa-crop"),
         query=parse_query(text["fifa-query"]) if text.get("fifa-query") else None,
-        traceparent=text.get("traceparent") or text.get("ce_traceparent"),
+        traceparent=_trace_parent(text),
         claim=claim,
     )
+
+
+_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00{_IDS}|(?!00|ff)[0-9a-f]{{2}}{_IDS}(-.{{0,100}})?")
+"""W3C trace context; later versions may add fields at the end."""
+
+
+def _trace_parent(text: Mapping[str, str]) -> str | None:
+    value = text.get("traceparent") or text.get("ce_traceparent")
+    return value if value and _TRACEPARENT.fullmatch(value) else None
+
+
+def trace_parent(headers: Headers) -> str | None:
+    """The trace context of a record whose headers could not be read as a frame's."""
+    return _trace_parent({name.lower(): value.decode("utf-8", "replace") for name, value in headers})
 
 
 _PLAIN_URI = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.:-]*/[A-Za-z0-9._~!$&'()*+,;=@:/-]+")
 """Scheme, host or bucket, path. No percent-encoding, user, query, fragment, white space or backslash: one spelling for one place."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_CLAIM_HEADERS = frozenset(("claim-uri", "claim-sha256", "claim-size", "claim-expires-ms"))
 
 
 def is_plain_uri(text: str) -> bool:
@@ -467,7 +494,7 @@ def is_plain_uri(text: str) -> bool:
 
 def _claim(text: dict[str, str], content_type: str | None) -> Claim | None:
     names = ("claim-uri", "claim-sha256", "claim-size")
-    if not any(text.get(name) for name in (*names, "claim-expires-ms")):
+    if _CLAIM_HEADERS.isdisjoint(text) or not any(text.get(name) for name in _CLAIM_HEADERS):
         return None
     if missing := [name for name in names if not text.get(name)]:
         raise RecordError(Reason.INVALID_HEADER, f"the claim lacks {', '.join(missing)}; a claim needs {', '.join(names)}")
@@ -533,8 +560,7 @@ def _flag(text: dict[str, str], name: str) -> bool:
     return value in ("true", "1")
 
 
-@dataclass(frozen=True, slots=True)
-class OutRecord:
+class OutRecord(NamedTuple):
     """A record to produce."""
 
     key: bytes | None
@@ -547,31 +573,37 @@ class OutRecord:
         return len(self.key or b"") + len(self.value or b"") + sum(len(name.encode()) + len(data) for name, data in self.headers)
 
 
-_VERDICT_HEADERS: Headers = (
-    ("content-type", b"application/json"),
-    ("ce_specversion", b"1.0"),
-    ("ce_source", EVENT_SOURCE.encode()),
-    ("ce_type", VERDICT_TYPE.encode()),
-    ("ce_dataschema", VERDICT_SCHEMA.encode()),
-)
-"""Those that all verdicts share."""
+@functools.lru_cache(64)
+def _shared_headers(source: str, schema_version: str, label: Label, engine: str) -> Headers:
+    """Those that many verdicts share."""
+    return (
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_source", source.encode()),
+        ("ce_type", VERDICT_TYPE.encode()),
+        ("ce_dataschema", VERDICT_SCHEMA.encode()),
+        ("fifa-schema-version", schema_version.encode()),
+        ("fifa-label", label.value.encode()),
+        ("fifa-engine", engine.encode()),
+    )
 
 
-def verdict_record(verdict: Verdict, frame: FrameRecord, *, now: datetime | None = None) -> OutRecord:
-    """Wrap a verdict as CloudEvents binary; the key is the stream id, so a stream's verdicts stay in order."""
-    time = (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    stream_id = frame.stream_id.encode()
+def event_time(now: datetime | None = None) -> bytes:
+    """Header `ce_time`: when an answer was made, now by default."""
+    return (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+
+
+def verdict_record(verdict: Verdict, frame: FrameRecord, *, time: bytes | None = None, source: str = EVENT_SOURCE) -> OutRecord:
+    """Wrap a verdict as CloudEvents binary; the key is the stream id, so a stream's verdicts stay in order. `time` is an `event_time`."""
+    stream_id, identity = frame.stream_id.encode(), verdict.id.encode()
     headers = [
-        *_VERDICT_HEADERS,
-        ("ce_id", verdict.id.encode()),
-        ("ce_time", time.encode()),
+        *_shared_headers(source, verdict.schema_version, verdict.label, verdict.engine.manifest_sha256),
+        ("ce_id", identity),
+        ("ce_time", time or event_time()),
         ("ce_subject", stream_id),
         ("ce_partitionkey", stream_id),
         ("stream-id", stream_id),
-        ("fifa-schema-version", verdict.schema_version.encode()),
-        ("fifa-label", verdict.label.value.encode()),
-        ("fifa-engine", verdict.engine.manifest_sha256.encode()),
-        ("fifa-input", frame.raw.place.encode()),
+        ("fifa-input", identity),
     ]
     if frame.frame_index is not None:
         headers.append(("frame-index", str(frame.frame_index).encode()))

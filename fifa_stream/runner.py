@@ -6,28 +6,37 @@ in delivery goes back to the committed offsets with a new producer. `stop` may c
 
 import contextlib
 import functools
+import gc
+import importlib.util
 import logging
 import queue
 import signal
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from engines.contracts import Label
+from fifa_stream import __version__
+from fifa_stream.batch_metrics import BatchMetrics
 from fifa_stream.claims import ClaimStore, FetchPool, Store
 from fifa_stream.cluster import BrokerError, Cluster, find_cluster
 from fifa_stream.commit import AtLeastOnce, Committed, Committer, ExactlyOnce
-from fifa_stream.config import KafkaSettings, Settings
+from fifa_stream.config import ConfigError, KafkaSettings, Settings
 from fifa_stream.consume import Consumer, KafkaConsumer
 from fifa_stream.dead_letters import DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
+from fifa_stream.drift import ScoreDrift
+from fifa_stream.lag import LagReport
 from fifa_stream.offsets import InOrder, OffsetTracker, Partition, Ticket
 from fifa_stream.produce import DeliveryError, KafkaProducer, Producer, check_topics
 from fifa_stream.records import (
+    SHADOW_SOURCE,
+    EngineIdentity,
     FrameRecord,
     OutRecord,
     RawRecord,
@@ -35,29 +44,42 @@ from fifa_stream.records import (
     RecordError,
     TransientError,
     Verdict,
+    event_time,
     parse_frame,
+    trace_parent,
     verdict_record,
 )
-from fifa_stream.shedding import Shed, Shedder
+from fifa_stream.shadow import Shadow
+from fifa_stream.shedding import Shed, Shedder, ShedReason
 from fifa_stream.telemetry import (
     BATCH_RETRIES,
-    BATCH_SECONDS,
-    BATCH_SIZE,
     COMMITS,
     DEAD_LETTERS_SENT,
+    E2E_SECONDS,
+    ENGINE_INFO,
+    ENGINE_LOAD_SECONDS,
     FRAME_SECONDS,
+    FRAMES_SHED,
     IN_FLIGHT_BYTES,
     IN_FLIGHT_RECORDS,
+    LAST_POLL,
     PARTITIONS,
     PAUSED,
+    QUEUE_DEPTH,
+    REBALANCES,
     RECORDS_HANDED_OVER,
     RECORDS_POLLED,
     RESTARTS,
+    SHADOW_FRAMES,
+    SHADOW_INFO,
+    STAGE_SECONDS,
     VERDICTS_SENT,
+    WORKER_INFO,
     Health,
     HealthServer,
     Meter,
 )
+from fifa_stream.tracing import NoTracing, OpenSpan, Tracing, carrying, open_tracing
 from fifa_stream.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -68,8 +90,8 @@ BUSY_POLL_S = 0.01
 """While answers are due, so that a verdict does not wait for the next frame."""
 BATCHES_AT_WORKER = 2
 """One running, one ready behind it."""
-HEADER_BYTES = 4 << 10
-"""Kept free of kafka.max_request_bytes for our own headers and the batch's."""
+HEADER_BYTES = 8 << 10
+"""Kept free of kafka.max_request_bytes: more than key and headers of a verdict can take, each of them bounded, and the batch's own."""
 SETTLE_S = 5.0
 """For the acknowledgements of what was sent before a worker stops itself."""
 RETRY_FIRST_S = 0.1
@@ -80,6 +102,16 @@ Result = Verdict | RecordError
 
 class FrameProcessor(Protocol):
     """Frames to verdicts. Called by one thread."""
+
+    @property
+    def engine(self) -> EngineIdentity:
+        """Which weights answer, for `serve` to show."""
+        ...
+
+    @property
+    def score_baseline(self) -> Sequence[float]:
+        """Shares of scores that drift is measured against; empty where none are known."""
+        ...
 
     def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
         """One result per frame, in order. Raises TransientError when the whole batch is worth another try."""
@@ -102,8 +134,7 @@ class Outcome(Enum):
     ABORTED = "aborted"
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """A frame on its way, since when."""
 
     ticket: Ticket
@@ -111,7 +142,7 @@ class Work:
     since: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Answer:
     """A record ready to be sent; compared by identity."""
 
@@ -123,15 +154,26 @@ class Answer:
     """Of a dead letter; None for a verdict."""
     label: str
     """Of its metric: the reason, or the verdict's label."""
+    span: OpenSpan | None
+    """Of a traced frame; ends with the answer."""
+    beside: OutRecord | None = None
+    """What a shadow engine says of the frame: on a topic of its own, and acknowledged before the offset may go."""
+    num_sent: int = 1
+    """Records whose acknowledgement is awaited."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A batch that came back."""
 
     batch: Sequence[Work]
     results: Sequence[Result]
+    waited_s: float
+    """Of its first frame, for the engine."""
     seconds: float
+    span: object | None
+    """Of the batch, for those of its frames; None where none is traced."""
+    shadows: Mapping[int, Verdict]
+    """Of a second engine, by place in the batch."""
 
 
 class Worker(Protocol):
@@ -217,20 +259,30 @@ class Runner:
         health: Health | None = None,
         watchdog: Watchdog | None = None,
         store: Store | None = None,
+        tracing: Tracing | None = None,
+        score_baseline: Sequence[float] = (),
+        shadow: Shadow | None = None,
         clock: Callable[[], float] = time.monotonic,
+        unix_time_s: Callable[[], float] = time.time,
         pause: Callable[[float], object] | None = None,
     ) -> None:
         self._settings = settings
         self._processor = processor
+        self._shadow = shadow
         self._consumer = consumer
         self._clock = clock
+        self._unix_time_s = unix_time_s
         self._stop = threading.Event()
         self._abort = threading.Event()
         self._pause = pause or self._abort.wait
         self._meter = meter or Meter()
+        _begin_at_zero(self._meter)
         self._health = health or Health(clock=clock)
         self._watchdog = watchdog or Watchdog(clock=clock)
+        self._tracing: Tracing = tracing or NoTracing()
         self._offsets = OffsetTracker()
+        self._lag = LagReport(consumer, self._offsets, self._meter, group=settings.kafka.group_id, clock=clock, unix_time_s=unix_time_s)
+        self._batch_metrics = BatchMetrics(self._meter, ScoreDrift(score_baseline, window=settings.telemetry.drift_window))
         guarantee = ExactlyOnce if settings.kafka.processing_guarantee == "exactly_once" else AtLeastOnce
         self._committer: Committer = guarantee(
             self._offsets, consumer, open_producer, watchdog=self._watchdog, call_timeout_s=settings.kafka.call_timeout_ms / 1000
@@ -242,6 +294,10 @@ class Runner:
         """Since the last commit."""
         self._sent: set[Answer] = set()
         """Not acknowledged."""
+        self._acknowledged: list[Answer] = []
+        """Since the last turn."""
+        self._timed: tuple[Answer, float] | None = None
+        """The one answer whose way to the broker is being timed, and since when."""
         self._worker = worker(self._process)
         self._claims = FetchPool[Work](
             store or ClaimStore(settings.claims),
@@ -297,16 +353,20 @@ class Runner:
 
     def _pass(self) -> None:
         self._balance()
+        began = self._clock()
         with self._watchdog.limit("a poll of the group", self._settings.kafka.call_timeout_ms / 1000):
             records = self._consumer.poll(max_records=self._settings.batch.max_frames * 2, timeout_s=self._poll_time())
+        self._meter.set(LAST_POLL, self._unix_time_s())
+        if records:
+            self._meter.observe(STAGE_SECONDS, self._clock() - began, stage="poll")
         self._take_in(records)
         self._fetch()
         self._hand_to_worker()
         for done in self._worker.results():
-            self._meter.observe(BATCH_SIZE, len(done.batch))
-            self._meter.observe(BATCH_SECONDS, done.seconds)
-            for work, result in zip(done.batch, done.results, strict=True):
-                self._answer(work.ticket, work.since, work.frame, result)
+            self._batch_metrics.take(done.results, waited_s=done.waited_s, seconds=done.seconds)
+            made_at = event_time()
+            for place, (work, result) in enumerate(zip(done.batch, done.results, strict=True)):
+                self._answer(work.ticket, work.since, work.frame, result, made_at=made_at, batch=done.span, shadow=done.shadows.get(place))
         self._send_answers()
         self._committer.poll()  # acknowledgements arrive here and advance the watermark
         if self._clock() >= self._next_commit:
@@ -327,23 +387,30 @@ class Runner:
                 self._pause(RETRY_FIRST_S * 2**self._num_restarts)
             else:
                 for answer in self._sent:  # the producer that held them is gone
-                    self._hand_over(answer.ticket)
+                    self._hand_over(answer.ticket, answer.span)
                 self._sent.clear()
+                self._timed = None
                 return
 
     # The consumer calls these three on its own thread.
 
     def assigned(self, partitions: Iterable[Partition]) -> None:
         """Begin to track."""
-        self._offsets.assign(partitions)
+        self._offsets.assign(self._told("assigned", partitions))
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """Stop tracking; what is finished may still be committed."""
-        return self._committer.revoked(partitions)
+        return self._committer.revoked(self._told("revoked", partitions))
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Stop tracking."""
-        self._committer.lost(partitions)
+        self._committer.lost(self._told("lost", partitions))
+
+    def _told(self, event: str, partitions: Iterable[Partition]) -> tuple[Partition, ...]:
+        """Count a change; a rebalance that changes nothing here is none."""
+        if told := tuple(partitions):
+            self._meter.add(REBALANCES, event=event)
+        return told
 
     def _balance(self) -> None:
         """Pause at the limits, resume at half of them. Paused is still polled: the group drops a member that does not."""
@@ -396,7 +463,7 @@ class Runner:
             elif isinstance(fetched, TransientError):
                 raise ProcessingError(f"gave up fetching the image of {work.frame.raw.place}: {fetched}") from fetched
             else:
-                self._waiting.append(replace(work, frame=replace(work.frame, fetched=fetched)))
+                self._waiting.append(work._replace(frame=work.frame._replace(fetched=fetched)))
 
     def _hand_to_worker(self) -> None:
         """Form batches by count or by the age of the first frame, while the worker has room."""
@@ -407,11 +474,14 @@ class Runner:
             due = self._clock() - self._waiting[0].since >= batch.max_delay_ms / 1000
             if not (full or due or self._stop.is_set()):
                 return
-            works = [self._waiting.popleft() for _ in range(min(batch.max_frames, len(self._waiting)))]
-            for work in works:
-                if not work.ticket.live:
+            ours: list[Work] = []
+            for _ in range(min(batch.max_frames, len(self._waiting))):
+                work = self._waiting.popleft()
+                if work.ticket.live:
+                    ours.append(work)
+                else:
                     self._release(work.ticket, None)
-            if ours := [work for work in works if work.ticket.live]:
+            if ours:
                 self._worker.submit(ours)
 
     def _shed(self) -> None:
@@ -419,16 +489,29 @@ class Runner:
         if self._shedder.is_off or not self._waiting or self._worker.has_room:
             return
         works, self._waiting = self._waiting, deque()
-        for work, shed in zip(works, self._shedder.choose([work.frame for work in works], round(time.time() * 1000)), strict=True):
+        for work, shed in zip(works, self._shedder.choose([work.frame for work in works], round(self._unix_time_s() * 1000)), strict=True):
             if shed is None:
                 self._waiting.append(work)
             else:
+                self._meter.add(FRAMES_SHED, reason=shed.reason.value)
                 self._answer(work.ticket, work.since, work.frame, self._processor.skip(work.frame, shed))
 
     def _process(self, batch: Sequence[Work]) -> Done:
-        """Run on the worker. The one place that catches everything: it names the records, and the process stops."""
+        """Run on the worker."""
         began = self._clock()
         frames = [work.frame for work in batch]
+        with self._tracing.batch(frames) as span:
+            results = self._results(frames)
+            seconds = self._clock() - began
+            shadows = {} if self._shadow is None else self._compared(self._shadow, frames, results)
+        return Done(batch, results, began - batch[0].since, seconds, span, shadows)
+
+    def _compared(self, shadow: Shadow, frames: Sequence[FrameRecord], results: Sequence[Result]) -> Mapping[int, Verdict]:
+        with self._watchdog.limit(f"the shadow engine on a batch of {len(frames)} records", self._settings.runtime.batch_timeout_s):
+            return shadow.judge(frames, results)
+
+    def _results(self, frames: Sequence[FrameRecord]) -> Sequence[Result]:
+        """The one place that catches everything: it names the records, and the process stops."""
         names = ", ".join(frame.raw.place for frame in frames)
         attempts = self._settings.runtime.transient_attempts
         for attempt in range(attempts):
@@ -447,24 +530,51 @@ class Runner:
             else:
                 if len(results) != len(frames):
                     raise ProcessingError(f"the processor gave {len(results)} results for {len(frames)} frames: {names}")
-                return Done(batch, results, self._clock() - began)
+                return results
         raise AssertionError("transient_attempts is at least 1")
 
-    def _answer(self, ticket: Ticket, since: float, frame: FrameRecord | None, result: Result) -> None:
+    def _answer(
+        self,
+        ticket: Ticket,
+        since: float,
+        frame: FrameRecord | None,
+        result: Result,
+        *,
+        made_at: bytes | None = None,
+        batch: object | None = None,
+        shadow: Verdict | None = None,
+    ) -> None:
         kafka = self._settings.kafka
+        span = self._begin_span(ticket.record, since, frame, batch) if self._tracing.is_on else None
         limit = kafka.max_request_bytes - HEADER_BYTES
         if isinstance(result, Verdict):
             assert frame is not None, "a verdict without its frame"
-            record = verdict_record(result, frame)
-            if record.size <= limit:
-                self._release(ticket, Answer(ticket, since, kafka.verdicts_topic, record, None, result.label.value))
+            record = verdict_record(result, frame, time=made_at)
+            if len(record.value or b"") <= limit:
+                if span is not None:
+                    record = carrying(record, span)
+                answer = Answer(ticket, since, kafka.verdicts_topic, record, None, result.label.value, span)
+                if shadow is not None and kafka.shadow_topic is not None:
+                    answer.beside = self._beside(shadow, frame, made_at, limit)
+                self._release(ticket, answer)
                 return
             result = RecordError(
                 Reason.RECORD_TOO_LARGE,
                 f"the verdict has {record.size} bytes, {limit} fit kafka.max_request_bytes; raise it, or lower limits.max_faces",
             )
         record = fitted_dead_letter(ticket.record, result, group=kafka.group_id, keep_image=self._settings.dead_letters.keep_image, max_bytes=limit)
-        self._release(ticket, Answer(ticket, since, kafka.dead_letters_topic, record, result.reason, result.reason.value))
+        self._release(ticket, Answer(ticket, since, kafka.dead_letters_topic, record, result.reason, result.reason.value, span))
+
+    def _beside(self, shadow: Verdict, frame: FrameRecord, made_at: bytes | None, limit: int) -> OutRecord | None:
+        record = verdict_record(shadow, frame, time=made_at, source=SHADOW_SOURCE)
+        if len(record.value or b"") <= limit:
+            return record
+        logger.warning("a shadow verdict is too large for kafka.max_request_bytes and is left out: record=%s", frame.raw.place)
+        return None
+
+    def _begin_span(self, record: RawRecord, since: float, frame: FrameRecord | None, batch: object | None) -> OpenSpan | None:
+        traceparent = trace_parent(record.headers) if frame is None else frame.traceparent
+        return self._tracing.answer(record, traceparent, seconds_ago=self._clock() - since, batch=batch)
 
     def _release(self, ticket: Ticket, answer: Answer | None) -> None:
         """Queue what may be sent now that this record is through; None drops it, its partition is another member's."""
@@ -477,21 +587,43 @@ class Runner:
             answer = self._answers[0]
             if answer.ticket.live:
                 self._guard.answered(answer.ticket, answer.reason)
-            sent = self._committer.send(answer.topic, answer.record, ticket=answer.ticket, on_delivery=functools.partial(self._delivered, answer))
+            on_delivery = functools.partial(self._delivered, answer)
+            sent = self._committer.send(answer.topic, answer.record, ticket=answer.ticket, on_delivery=on_delivery)
             self._answers.popleft()
             if sent:
                 self._sent.add(answer)
+                if answer.beside is not None and self._settings.kafka.shadow_topic is not None:
+                    topic = self._settings.kafka.shadow_topic
+                    answer.num_sent += self._committer.send(topic, answer.beside, ticket=answer.ticket, on_delivery=on_delivery)
+                if self._timed is None:
+                    self._timed = answer, self._clock()
             else:
-                self._hand_over(answer.ticket)
+                self._hand_over(answer.ticket, answer.span)
 
     def _delivered(self, answer: Answer) -> None:
+        answer.num_sent -= 1
+        if answer.num_sent:
+            return
         self._sent.remove(answer)
         self._offsets.done(answer.ticket)
-        if answer.reason is None:
-            self._meter.add(VERDICTS_SENT, label=answer.label)
-        else:
-            self._meter.add(DEAD_LETTERS_SENT, reason=answer.label)
-        self._meter.observe(FRAME_SECONDS, self._clock() - answer.since)
+        self._acknowledged.append(answer)
+
+    def _count_acknowledged(self) -> None:
+        """Once a turn, not once a record."""
+        if not self._acknowledged:
+            return
+        now, acknowledged = self._clock(), self._acknowledged
+        self._acknowledged = []
+        self._meter.add_all(VERDICTS_SENT, Counter(answer.label for answer in acknowledged if answer.reason is None))
+        self._meter.add_all(DEAD_LETTERS_SENT, Counter(answer.label for answer in acknowledged if answer.reason is not None))
+        self._meter.observe_all(FRAME_SECONDS, [now - answer.since for answer in acknowledged])
+        now_ms = self._unix_time_s() * 1000
+        ages_ms = [now_ms - timestamp_ms for answer in acknowledged if (timestamp_ms := answer.ticket.record.timestamp_ms) > 0]
+        self._meter.observe_all(E2E_SECONDS, [age_ms / 1000 if age_ms > 0 else 0.0 for age_ms in ages_ms])
+        if self._tracing.is_on:
+            for answer in acknowledged:
+                if answer.span is not None:
+                    answer.span.end(**({"label": answer.label} if answer.reason is None else {"error": answer.label}))
 
     def _settle(self) -> None:
         """Commit what was sent before the limit, so that a restart does not send it again."""
@@ -501,19 +633,24 @@ class Runner:
                 self._committer.poll()
                 self._pause(BUSY_POLL_S)
             self._committer.commit()
+        self._count_acknowledged()
 
-    def _hand_over(self, ticket: Ticket) -> None:
+    def _hand_over(self, ticket: Ticket, span: OpenSpan | None = None) -> None:
         """Its partition went to another member, which answers it."""
         self._offsets.done(ticket)
         self._meter.add(RECORDS_HANDED_OVER)
+        if span is not None:
+            span.end(error="handed_over")
 
     def _commit(self) -> Committed:
+        began = self._clock()
         outcome = self._committer.commit()
         if outcome is Committed.NOT_YET:
             return outcome  # tried again at the next turn
         self._next_commit = self._clock() + self._settings.kafka.commit_interval_ms / 1000
         if outcome is not Committed.NOTHING:
             self._meter.add(COMMITS, outcome=outcome.value)
+            self._meter.observe(STAGE_SECONDS, self._clock() - began, stage="commit")
         if outcome is Committed.ACCEPTED:
             self._num_restarts = 0
         return outcome
@@ -548,10 +685,31 @@ class Runner:
         if not self._health.ready and not self._stop.is_set() and self._consumer.joined:
             self._health.ready = self._health.started = True
             logger.info("ready: group=%s topic=%s", self._settings.kafka.group_id, self._settings.kafka.frames_topic)
+        self._count_acknowledged()
+        if self._timed is not None and self._timed[0] not in self._sent:
+            self._meter.observe(STAGE_SECONDS, self._clock() - self._timed[1], stage="produce")
+            self._timed = None
+        self._lag.turn()
+        for name, records in (("fetch", self._to_fetch), ("engine", self._waiting), ("send", self._answers)):
+            self._meter.set(QUEUE_DEPTH, len(records), queue=name)
         self._meter.set(IN_FLIGHT_RECORDS, self._offsets.num_in_flight)
         self._meter.set(IN_FLIGHT_BYTES, self._offsets.bytes_in_flight)
         self._meter.set(PAUSED, float(self._is_paused))
         self._meter.set(PARTITIONS, len(self._offsets.partitions))
+
+
+def _begin_at_zero(meter: Meter) -> None:
+    """Make every series known whose labels are: a rate sees no first event, and a ratio is empty where its denominator is."""
+    for label in Label:
+        meter.add(VERDICTS_SENT, 0, label=label.value)
+    for reason in Reason:
+        meter.add(DEAD_LETTERS_SENT, 0, reason=reason.value)
+    for shed in ShedReason:
+        meter.add(FRAMES_SHED, 0, reason=shed.value)
+    for outcome in (Committed.ACCEPTED, Committed.REFUSED):
+        meter.add(COMMITS, 0, outcome=outcome.value)
+    for event in ("assigned", "revoked", "lost"):
+        meter.add(REBALANCES, 0, event=event)
 
 
 @contextlib.contextmanager
@@ -569,8 +727,11 @@ def stop_on_signals(runner: Runner) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def load_pipeline(settings: Settings) -> FrameProcessor:
-    """Open the engine bundle and build what turns frames into verdicts. Raises EngineError."""
+def load_pipeline(settings: Settings, *, is_shadow: bool = False) -> FrameProcessor:
+    """Open the engine bundle that answers, or the one that is compared and explains nothing, and build what turns frames into verdicts.
+
+    Raises EngineError.
+    """
     # Imported here: the loop itself needs no inference runtime, and toys run without one.
     from engines.analyzer import Analyzer
     from engines.bundle import bundled_engine, open_bundle
@@ -581,12 +742,17 @@ def load_pipeline(settings: Settings) -> FrameProcessor:
 
     engine, limits, video = settings.engine, settings.limits, settings.video
     max_bytes = max(limits.max_record_bytes, settings.claims.max_bytes)  # each way in has its own limit before
-    bundle = open_bundle(engine.folder or bundled_engine(), threads=engine.threads, pinned_digest=engine.pinned_digest)
+    if is_shadow == (engine.roll_out == "promoted"):
+        folder, digest = engine.folder or bundled_engine(), engine.pinned_digest
+    else:
+        assert engine.candidate is not None, "settings are checked when they are made"
+        folder, digest = engine.candidate, engine.candidate_digest
+    bundle = open_bundle(folder, threads=engine.threads, pinned_digest=digest)
     pipeline_limits = PipelineLimits(
         decode=DecodeLimits(max_image_bytes=max_bytes, max_pixels=limits.max_pixels),
         detect=DetectLimits(max_side_px=limits.max_side, max_faces=limits.max_faces, min_face_px=limits.min_face_px),
         max_batch_faces=settings.batch.max_faces,
-        explain=engine.explain,
+        explain="never" if is_shadow else engine.explain,
         video=VideoLimits(
             max_bytes=max_bytes,
             max_pixels=min(limits.max_pixels, video.max_pixels),
@@ -598,12 +764,22 @@ def load_pipeline(settings: Settings) -> FrameProcessor:
         ),
         max_explained_frames=video.max_explained_frames,
     )
-    logger.info("engine loaded: name=%s version=%s manifest=%s", bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
-    return FramePipeline(pipeline_limits, Analyzer(bundle, operating_point=engine.operating_point), bundle)
+    role = "compared" if is_shadow else "answers"
+    logger.info("engine loaded: role=%s name=%s version=%s manifest=%s", role, bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
+    analyzer = Analyzer(bundle, operating_point=engine.operating_point)
+    return FramePipeline(pipeline_limits, analyzer, bundle, stream_points=engine.stream_operating_points)
+
+
+def spare_the_collector() -> None:
+    """Keep what is loaded out of garbage collection, and make collections rare: a record is a dozen tuples that live for milliseconds and form no
+    cycle, and looking through those of a full pipeline again and again took a tenth of the loop's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class Clients:
-    """The clients of a broker, on kafka-python."""
+    """The clients of a broker, on the library that kafka.client names."""
 
     def check(self, kafka: KafkaSettings) -> None:
         """Look the topics up. Raises TopicError."""
@@ -611,6 +787,10 @@ class Clients:
 
     def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
         """The member of the group."""
+        if kafka.client == "confluent-kafka":
+            from fifa_stream.confluent import ConfluentConsumer
+
+            return ConfluentConsumer(kafka, is_tansu=cluster.is_tansu)
         return KafkaConsumer(kafka, is_tansu=cluster.is_tansu, max_poll_records=max_poll_records)
 
     def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
@@ -618,7 +798,17 @@ class Clients:
         name = None
         if kafka.processing_guarantee == "exactly_once":
             name = kafka.transactional_id or f"{kafka.group_id}-{uuid.uuid4()}"
+        if kafka.client == "confluent-kafka":
+            from fifa_stream.confluent import ConfluentProducer
+
+            return lambda: ConfluentProducer(kafka, transactional_id=name)
         return lambda: KafkaProducer(kafka, transactional_id=name)
+
+
+def require_client(kafka: KafkaSettings) -> None:
+    """The library that kafka.client names must be installed. Raises ConfigError."""
+    if kafka.client == "confluent-kafka" and importlib.util.find_spec("confluent_kafka") is None:
+        raise ConfigError("setting kafka.client confluent-kafka: the package is not installed; pip install 'fifa-stream[confluent]'")
 
 
 def refuse_pretence(kafka: KafkaSettings) -> None:
@@ -630,8 +820,41 @@ def refuse_pretence(kafka: KafkaSettings) -> None:
         )
 
 
-def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, clients: Clients | None = None) -> Outcome:
-    """Run against Kafka until a signal. Raises ConfigError, BrokerError, TopicError, PortTaken, EngineError and what `Runner.run` does."""
+def _load(load_processor: Callable[[], FrameProcessor], settings: Settings, meter: Meter) -> FrameProcessor:
+    began = time.monotonic()
+    processor = load_processor()
+    meter.set(ENGINE_LOAD_SECONDS, time.monotonic() - began)
+    kafka = settings.kafka
+    meter.set_all(ENGINE_INFO, {_labels(processor.engine): 1})
+    meter.set_all(WORKER_INFO, {(__version__, kafka.group_id, kafka.frames_topic, kafka.processing_guarantee): 1})
+    return processor
+
+
+def _labels(engine: EngineIdentity) -> tuple[str, ...]:
+    return engine.name, engine.version, engine.manifest_sha256, engine.backend, engine.precision
+
+
+def _load_shadow(load: Callable[[], FrameProcessor], settings: Settings, meter: Meter) -> Shadow | None:
+    if settings.engine.roll_out == "off":
+        return None
+    processor = load()
+    meter.set_all(SHADOW_INFO, {_labels(processor.engine): 1})
+    for outcome in ("agreed", "disagreed", "failed"):
+        meter.add(SHADOW_FRAMES, 0, outcome=outcome)
+    return Shadow(processor.engine, processor.process, share=settings.engine.shadow_share, meter=meter)
+
+
+def serve(
+    settings: Settings,
+    load_processor: Callable[[], FrameProcessor],
+    *,
+    load_shadow: Callable[[], FrameProcessor] | None = None,
+    clients: Clients | None = None,
+) -> Outcome:
+    """Run against Kafka until a signal; `load_shadow` is called where engine.roll_out compares two.
+
+    Raises ConfigError, BrokerError, TopicError, PortTaken, EngineError and what `Runner.run` does.
+    """
     clients = clients or Clients()
     health, meter = Health(), Meter()
     with contextlib.ExitStack() as stack:
@@ -639,6 +862,9 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
             server = HealthServer(health, meter, host=settings.runtime.health_host, port=settings.runtime.health_port)
             stack.callback(server.close)
         store = ClaimStore(settings.claims)
+        require_client(settings.kafka)
+        tracing = open_tracing(settings.telemetry, group=settings.kafka.group_id, meter=meter)
+        stack.callback(tracing.close)
         cluster = find_cluster(settings.kafka, access=True)
         if cluster.is_tansu:
             refuse_pretence(settings.kafka)
@@ -646,12 +872,24 @@ def serve(settings: Settings, load_processor: Callable[[], FrameProcessor], *, c
         watchdog = Watchdog()
         watchdog.start()
         stack.callback(watchdog.close)
-        processor = load_processor()
+        processor = _load(load_processor, settings, meter)
+        shadow = None if load_shadow is None else _load_shadow(load_shadow, settings, meter)
         open_producer = clients.producers(settings.kafka)
         clients.check(settings.kafka)
         consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
         runner = Runner(
-            settings, processor, consumer=consumer, open_producer=open_producer, meter=meter, health=health, watchdog=watchdog, store=store
+            settings,
+            processor,
+            consumer=consumer,
+            open_producer=open_producer,
+            meter=meter,
+            health=health,
+            watchdog=watchdog,
+            store=store,
+            tracing=tracing,
+            score_baseline=settings.telemetry.score_baseline or processor.score_baseline,
+            shadow=shadow,
         )
+        spare_the_collector()
         with stop_on_signals(runner):
             return runner.run()

@@ -9,7 +9,9 @@ from kafka.errors import KafkaError
 from fifa_stream.claims import ClaimStore, PutError
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import ClaimSettings, ConfigError, KafkaSettings
+from fifa_stream.recording import Recorded
 from fifa_stream.records import Claim, OutRecord, Query, RecordError
+from fifa_stream.tracing import NoTracing, Tracing, carrying, plain_send
 
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
@@ -66,8 +68,14 @@ def send_images(
     crop: bool = False,
     query: Query | None = None,
     large_images: LargeImages | None = None,
+    record_to: Path | None = None,
+    tracing: Tracing | None = None,
 ) -> int:
-    """Send the files in order and wait until all are acknowledged; return how many. Raises SendError, BrokerError."""
+    """Send the files in order and wait until all are acknowledged; return how many. `record_to` is a new file for `fifa-stream replay`.
+
+    With `tracing` every frame begins a trace.
+    Raises SendError, BrokerError.
+    """
     encoded = [_read(path) for path in images]
     find_cluster(kafka)
     records = [
@@ -81,7 +89,13 @@ def send_images(
         )
         for index, (path, image) in enumerate(zip(images, encoded, strict=True))
     ]
+    spans = [(tracing or NoTracing()).send(topic) for _ in records]
+    records = [record if span is None else carrying(record, span) for record, span in zip(records, spans, strict=True)]
     largest = max((len(record.value or b"") for record in records), default=0)
+    try:
+        recording = None if record_to is None else record_to.open("x", encoding="ascii")
+    except OSError as error:
+        raise SendError(f"{record_to} cannot be written: {error.strerror}; give a new file to --record") from None
     try:
         producer = kafka_python.KafkaProducer(
             **kafka.client_options(),
@@ -91,17 +105,28 @@ def send_images(
             max_block_ms=kafka.bootstrap_timeout_ms,
         )
         try:
-            futures = [producer.send(topic, key=record.key, value=record.value, headers=list(record.headers)) for record in records]
-            for path, future in zip(images, futures, strict=True):
+            send = plain_send(producer)
+            futures = [send(topic, key=record.key, value=record.value, headers=list(record.headers)) for record in records]
+            for path, record, future, span in zip(images, records, futures, spans, strict=True):
                 try:
-                    future.get(timeout=kafka.delivery_timeout_ms / 1000)
+                    place = future.get(timeout=kafka.delivery_timeout_ms / 1000)
                 except KafkaError as error:
+                    if span is not None:
+                        span.end(error=type(error).__name__)
                     raise SendError(f"{path} was not taken by topic {topic!r}: {type(error).__name__}: {error}") from None
+                if span is not None:
+                    span.end()
+                if recording is not None:
+                    where = Recorded.of(record, topic=topic, partition=place.partition, offset=place.offset, timestamp_ms=place.timestamp)
+                    recording.write(f"{where.line()}\n")
         finally:
             producer.close(timeout=3.0)
     except KafkaError as error:
         message = f"sending to topic {topic!r} failed: {type(error).__name__}: {error}; make the topic with 'fifa-stream topics create'"
         raise BrokerError(message) from None
+    finally:
+        if recording is not None:
+            recording.close()
     return len(records)
 
 

@@ -1,29 +1,43 @@
 """What an operator sees: one typed list of metrics, one-line logs, and the health port."""
 
+import itertools
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 logger = logging.getLogger(__name__)
 
 STALL_AFTER_S = 60.0
 """Without a turn of the loop for this long the process is not alive: the loop turns even while inference is busy."""
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+END_TO_END_BUCKETS_S = (*LATENCY_BUCKETS_S, 60.0, 300.0, 1800.0)
+"""A backlog makes frames old by minutes."""
+STAGE_BUCKETS_S = (0.001, 0.0025, *LATENCY_BUCKETS_S)
 SIZE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+DIFFERENCE_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+SCORE_BUCKETS = tuple(number / 20 for number in range(1, 21))
+"""The bins of a bundle's score baseline."""
+
+Labels = tuple[str, ...]
+"""Values of a metric's labels, in the order of `Metric.labels`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One time series. Labels are bounded: never a stream id."""
+    """One family of time series, compared by identity. Labels are bounded: never a stream id. A gauge is absent until it is set."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -42,79 +56,255 @@ RECORDS_HANDED_OVER = Metric(
     "records",
     "Records let go unanswered: their partition went, or the loop began again.",
 )
-BATCH_SIZE = Metric("fifa_batch_frames", "histogram", "frames", "Frames per inference batch.", (), SIZE_BUCKETS)
-BATCH_SECONDS = Metric("fifa_batch_seconds", "histogram", "seconds", "Decode, detection and inference of one batch.", (), LATENCY_BUCKETS_S)
+FRAMES_SHED = Metric("fifa_frames_shed_total", "counter", "records", "Frames skipped by the shedding policy, by reason.", ("reason",))
+LAG_RECORDS = Metric(
+    "fifa_consumer_lag_records",
+    "gauge",
+    "records",
+    "High watermark minus committed offset of each partition of this member, as known to its own consumer.",
+    ("group", "topic", "partition"),
+)
+LAG_SECONDS = Metric(
+    "fifa_consumer_lag_seconds",
+    "gauge",
+    "seconds",
+    "Age of the oldest record that this member polled and has not committed, by the record's timestamp; 0 without one.",
+    ("group", "topic"),
+)
+E2E_SECONDS = Metric(
+    "fifa_e2e_latency_seconds",
+    "histogram",
+    "seconds",
+    "From the record's timestamp to the broker's acknowledgement of the answer. With exactly_once readers see it at the next commit.",
+    (),
+    END_TO_END_BUCKETS_S,
+)
 FRAME_SECONDS = Metric(
     "fifa_frame_seconds", "histogram", "seconds", "From the poll to the broker's acknowledgement of the answer.", (), LATENCY_BUCKETS_S
 )
+STAGE_SECONDS = Metric(
+    "fifa_stage_seconds",
+    "histogram",
+    "seconds",
+    "Each stage, once a batch or call and never once a frame: poll (that brought records), queue (a batch's first frame, from the poll to the "
+    "engine), decode, detect, infer (explanations and masks as well), produce (one answer at a time, from hand-over to acknowledgement), commit.",
+    ("stage",),
+    STAGE_BUCKETS_S,
+)
+BATCH_SIZE = Metric("fifa_batch_frames", "histogram", "frames", "Frames per inference batch.", (), SIZE_BUCKETS)
+BATCH_SECONDS = Metric("fifa_batch_seconds", "histogram", "seconds", "Decode, detection and inference of one batch.", (), LATENCY_BUCKETS_S)
 BATCH_RETRIES = Metric("fifa_batch_retries_total", "counter", "batches", "Batches tried again after a transient error.")
+QUEUE_DEPTH = Metric(
+    "fifa_queue_depth", "gauge", "records", "Records that wait: for a claimed image (fetch), for the engine (engine), to be sent (send).", ("queue",)
+)
 IN_FLIGHT_RECORDS = Metric("fifa_in_flight_records", "gauge", "records", "Polled and not yet answered.")
 IN_FLIGHT_BYTES = Metric("fifa_in_flight_bytes", "gauge", "bytes", "Encoded bytes of the records in flight.")
 PAUSED = Metric("fifa_consumption_paused", "gauge", "0 or 1", "1 while back-pressure holds consumption.")
+LAST_POLL = Metric("fifa_last_poll_timestamp_seconds", "gauge", "Unix time", "When the loop last came back from a poll.")
 PARTITIONS = Metric("fifa_assigned_partitions", "gauge", "partitions", "Partitions of the frames topic held by this member.")
+REBALANCES = Metric(
+    "fifa_rebalances_total",
+    "counter",
+    "rebalances",
+    "Changes of assignment that this member was told of: partitions assigned, revoked, or lost without notice.",
+    ("event",),
+)
 RESTARTS = Metric("fifa_restarts_total", "counter", "restarts", "Returns to the committed offsets with a new producer, after a failed delivery.")
 COMMITS = Metric("fifa_commits_total", "counter", "commits", "Offset commits, by outcome.", ("outcome",))
+FACE_SCORE = Metric(
+    "fifa_face_score",
+    "histogram",
+    "calibrated score",
+    "fake_score of every face that passed quality, by its label, in the bins of the bundle's baseline.",
+    ("label",),
+    SCORE_BUCKETS,
+)
+SCORE_PSI = Metric(
+    "fifa_score_psi",
+    "gauge",
+    "PSI",
+    "Population stability index of the last scores against the baseline; absent without a baseline, and until there are enough scores.",
+)
+ENGINE_INFO = Metric(
+    "fifa_engine_info", "gauge", "1", "The engine that answers here.", ("name", "version", "manifest_sha256", "backend", "precision")
+)
+ENGINE_LOAD_SECONDS = Metric("fifa_engine_load_seconds", "gauge", "seconds", "How long it took to load the engine.")
+SHADOW_FRAMES = Metric(
+    "fifa_shadow_frames_total",
+    "counter",
+    "frames",
+    "Frames that a second engine judged as well: their labels agreed, disagreed, or it failed.",
+    ("outcome",),
+)
+SHADOW_SCORE_DIFFERENCE = Metric(
+    "fifa_shadow_score_difference",
+    "histogram",
+    "calibrated score",
+    "How far the frame's fake_score of the second engine lies from that of the first.",
+    (),
+    DIFFERENCE_BUCKETS,
+)
+SHADOW_INFO = Metric(
+    "fifa_shadow_info",
+    "gauge",
+    "1",
+    "The engine that is compared and does not answer.",
+    ("name", "version", "manifest_sha256", "backend", "precision"),
+)
+WORKER_INFO = Metric("fifa_worker_info", "gauge", "1", "This member of the group.", ("version", "group", "topic", "guarantee"))
+SPANS = Metric("fifa_spans_total", "counter", "spans", "Spans handed to the collector, by outcome: exported or failed.", ("outcome",))
 
 METRICS = (
     RECORDS_POLLED,
     VERDICTS_SENT,
     DEAD_LETTERS_SENT,
     RECORDS_HANDED_OVER,
+    FRAMES_SHED,
+    LAG_RECORDS,
+    LAG_SECONDS,
+    E2E_SECONDS,
+    FRAME_SECONDS,
+    STAGE_SECONDS,
     BATCH_SIZE,
     BATCH_SECONDS,
-    FRAME_SECONDS,
     BATCH_RETRIES,
+    QUEUE_DEPTH,
     IN_FLIGHT_RECORDS,
     IN_FLIGHT_BYTES,
     PAUSED,
+    LAST_POLL,
     PARTITIONS,
+    REBALANCES,
     RESTARTS,
     COMMITS,
+    FACE_SCORE,
+    SCORE_PSI,
+    ENGINE_INFO,
+    ENGINE_LOAD_SECONDS,
+    SHADOW_FRAMES,
+    SHADOW_SCORE_DIFFERENCE,
+    SHADOW_INFO,
+    WORKER_INFO,
+    SPANS,
 )
-"""The whole list; docs/configuration.md is generated from it."""
+"""The whole list; docs/configuration.md, the alerts and the dashboard are generated from it."""
 
 
-class Meter:
-    """Counts and measures by `Metric`; one per process or test."""
+class _Distribution:
+    """One series of a histogram: how many observations fell at or below each bound and above the one before, and their sum."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self, num_bounds: int) -> None:
+        self.counts = [0] * (num_bounds + 1)
+        self.total = 0.0
+
+
+class Meter(Collector):
+    """Counts and measures by `Metric`; one per process or test. Any thread may call.
+
+    Holds the numbers itself and hands them to prometheus_client when they are read: its own objects look a series up, take two locks and search the
+    buckets for each single observation, which the loop would pay for every record.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers: dict[Metric, dict[Labels, float]] = {
+            metric: {(): 0.0} if metric.kind == "counter" and not metric.labels else {} for metric in METRICS if metric.kind != "histogram"
+        }
+        self._distributions: dict[Metric, dict[Labels, _Distribution]] = {
+            metric: {} if metric.labels else {(): _Distribution(len(metric.buckets))} for metric in METRICS if metric.kind == "histogram"
+        }
         self._registry = CollectorRegistry()
-        self._series: dict[Metric, Counter | Gauge | Histogram] = {metric: _series(metric, self._registry) for metric in METRICS}
+        self._registry.register(self)
 
     def add(self, metric: Metric, amount: float = 1, /, **labels: str) -> None:
-        """Count one, or `amount`."""
-        series = self._series[metric]
-        assert isinstance(series, Counter), f"{metric.name} is not a counter"
-        (series.labels(**labels) if labels else series).inc(amount)
+        """Count one, or `amount`. 0 makes the series known: a rate needs one before its first event."""
+        assert metric.kind == "counter", f"{metric.name} is not a counter"
+        self._add(metric, _key(metric, labels), amount)
 
-    def set(self, metric: Metric, value: float) -> None:
-        """Set a gauge."""
-        series = self._series[metric]
-        assert isinstance(series, Gauge), f"{metric.name} is not a gauge"
-        series.set(value)
+    def add_all(self, metric: Metric, amounts: Mapping[str, float]) -> None:
+        """Count for each value of the metric's one label, at once."""
+        assert metric.kind == "counter" and len(metric.labels) == 1, f"{metric.name} is not a counter with one label"
+        series = self._numbers[metric]
+        with self._lock:
+            for label, amount in amounts.items():
+                series[label,] = series.get((label,), 0.0) + amount
 
-    def observe(self, metric: Metric, value: float) -> None:
+    def _add(self, metric: Metric, key: Labels, amount: float) -> None:
+        series = self._numbers[metric]
+        with self._lock:
+            series[key] = series.get(key, 0.0) + amount
+
+    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+        """Set one series of a gauge."""
+        assert metric.kind == "gauge", f"{metric.name} is not a gauge"
+        key = _key(metric, labels)
+        with self._lock:
+            self._numbers[metric][key] = value
+
+    def set_all(self, metric: Metric, values: Mapping[Labels, float]) -> None:
+        """Make these the only series of a gauge: what is no longer there is no longer shown."""
+        assert metric.kind == "gauge", f"{metric.name} is not a gauge"
+        assert all(len(key) == len(metric.labels) for key in values), f"{metric.name} has labels {metric.labels}"
+        with self._lock:
+            self._numbers[metric] = dict(values)
+
+    def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
         """Add one observation to a histogram."""
-        series = self._series[metric]
-        assert isinstance(series, Histogram), f"{metric.name} is not a histogram"
-        series.observe(value)
+        self.observe_all(metric, (value,), **labels)
+
+    def observe_all(self, metric: Metric, values: Iterable[float], /, **labels: str) -> None:
+        """Add observations to one series of a histogram, at once."""
+        assert metric.kind == "histogram", f"{metric.name} is not a histogram"
+        key, bounds, series = _key(metric, labels), metric.buckets, self._distributions[metric]
+        with self._lock:
+            distribution = series.get(key)
+            if distribution is None:
+                distribution = series[key] = _Distribution(len(bounds))
+            counts = distribution.counts
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+                distribution.total += value
 
     def value(self, metric: Metric, **labels: str) -> float:
-        """Read a counter or gauge back; a histogram gives its number of observations."""
-        name = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
-        return self._registry.get_sample_value(name, labels) or 0.0
+        """Read a counter or gauge back, 0 where it is absent; a histogram gives its number of observations."""
+        key = _key(metric, labels)
+        with self._lock:
+            if metric.kind == "histogram":
+                distribution = self._distributions[metric].get(key)
+                return 0 if distribution is None else sum(distribution.counts)
+            return self._numbers[metric].get(key, 0.0)
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        """What prometheus_client asks of a collector."""
+        with self._lock:
+            families = [self._family(metric) for metric in METRICS]
+        yield from families
+
+    def _family(self, metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+        if metric.kind == "histogram":
+            family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+            bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
+            for key, distribution in self._distributions[metric].items():
+                below = itertools.accumulate(distribution.counts)
+                family.add_metric(key, list(zip(bounds, map(float, below), strict=True)), distribution.total)
+            return family
+        numbers = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(metric.name, metric.meaning, labels=metric.labels)
+        for key, value in self._numbers[metric].items():
+            numbers.add_metric(key, value)
+        return numbers
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
 
 
-def _series(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    if metric.kind == "counter":
-        return Counter(metric.name, metric.meaning, metric.labels, registry=registry)
-    if metric.kind == "gauge":
-        return Gauge(metric.name, metric.meaning, metric.labels, registry=registry)
-    return Histogram(metric.name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets)
+def _key(metric: Metric, labels: Mapping[str, str]) -> Labels:
+    if not labels and not metric.labels:
+        return ()
+    assert labels.keys() == set(metric.labels), f"{metric.name} has labels {metric.labels}, got {tuple(labels)}"
+    return tuple([labels[name] for name in metric.labels])
 
 
 def reference() -> str:
@@ -201,6 +391,12 @@ class HealthServer:
         self._thread.join()
 
 
+LOGGERS = ("fifa_stream", "engines")
+"""Ours."""
+TRACE_FIELDS = ("trace_id", "span_id")
+"""On lines logged while a span is current, where tracing is on (`fifa_stream.otlp`)."""
+
+
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -211,6 +407,7 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        line |= {name: getattr(record, name) for name in TRACE_FIELDS if hasattr(record, name)}
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -220,6 +417,7 @@ class _TextLines(logging.Formatter):
         # A client chooses header text, and header text reaches messages: one event stays one line.
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
         text = f"{time} {record.levelname:<7} {record.name}: {message}"
+        text += "".join(f" {name}={getattr(record, name)}" for name in TRACE_FIELDS if hasattr(record, name))
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -227,7 +425,7 @@ def configure_logging(*, level: str, style: Literal["text", "json"], kafka_level
     """Send our loggers and kafka-python's to standard error, one line an event."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if style == "json" else _TextLines())
-    for name, its_level in (("fifa_stream", level), ("engines", level), ("kafka", kafka_level)):
+    for name, its_level in (*((ours, level) for ours in LOGGERS), ("kafka", kafka_level)):
         named = logging.getLogger(name)
         named.handlers = [handler]
         named.setLevel(its_level)

@@ -8,7 +8,9 @@ import hashlib
 import math
 import os
 import sys
+import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -42,7 +45,8 @@ from engines.face_detector import STRIDE
 from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
 from engines.runtime import Bound
 from fifa_stream.config import load
-from fifa_stream.consume import Partition, Rebalance
+from fifa_stream.consume import Partition, Rebalance, Watermark
+from fifa_stream.exits import ExitCode, clear_errors
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import (
     EngineIdentity,
@@ -114,7 +118,14 @@ class MemoryBroker:
 
     def read(self, partition: Partition, position: int, limit: int) -> list[RawRecord]:
         """Up to `limit` records from `position` on."""
-        return [record for record in self._logs[partition] if record.offset >= position][:limit]
+        log = self._logs[partition]
+        first = bisect_left(log, position, key=lambda record: record.offset)
+        return log[first : first + limit]
+
+    def end(self, partition: Partition) -> int:
+        """The offset after the last record."""
+        log = self._logs[partition]
+        return log[-1].offset + 1 if log else 0
 
     def rebalance(self, group: str, topic: str) -> None:
         """Deal the partitions of a topic round among the members; only what moves is revoked."""
@@ -221,6 +232,10 @@ class MemoryConsumer:
         """To what is committed."""
         committed = self._broker.committed(self._group)
         self.positions |= {partition: committed.get(partition, begin) for partition, begin in begins.items() if partition in self.positions}
+
+    def watermarks(self) -> dict[Partition, Watermark]:
+        """Always known."""
+        return {partition: Watermark(position, self._broker.end(partition)) for partition, position in self.positions.items()}
 
     def give_up(self, partitions: Sequence[Partition]) -> None:
         """Hand partitions back, committing what is finished."""
@@ -444,12 +459,6 @@ class ToyAnalyzer:
         self.manifest = toy_manifest()
         self.operating_point = toy_operating_point()
 
-    def label(self, fake_score: float) -> Label:
-        """The operating point's two cuts."""
-        if fake_score >= self.operating_point.fake_at:
-            return Label.FAKE
-        return Label.REAL if fake_score < self.operating_point.real_below else Label.INCONCLUSIVE
-
     def analyze(
         self,
         crops_BHWC: NDArray[np.uint8],
@@ -457,12 +466,16 @@ class ToyAnalyzer:
         explain: Sequence[str],
         queries: Sequence[AreaQuery | None] | None = None,
         seconds_left: Sequence[float | None] | None = None,
+        points: Sequence[OperatingPoint] | None = None,
     ) -> list[Analysis]:
         """One analysis per crop, at once, whatever time is left; the mask is the upper half. An asked region is that as well, an asked box itself."""
         analyses = []
-        for crop_HWC, policy, query in zip(crops_BHWC, explain, queries or [None] * len(crops_BHWC), strict=True):
+        count = len(crops_BHWC)
+        for crop_HWC, policy, query, point in zip(
+            crops_BHWC, explain, queries or [None] * count, points or [self.operating_point] * count, strict=True
+        ):
             score = float(crop_HWC.mean()) / 255
-            wanted = policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at)
+            wanted = policy == "always" or (policy == "auto" and score >= point.explain_at)
             mask_HW = np.zeros((64, 64), np.float32)
             mask_HW[:32] = 0.9
             explanation = Explanation(
@@ -511,24 +524,31 @@ def toy_answer(crop_HWC: NDArray[np.uint8], query: AreaQuery) -> AreaAnswer:
 class ToyProcessor:
     """Frames to verdicts without looking at pixels: a value that begins with b'bad' becomes a dead letter, any other a verdict without faces."""
 
-    def __init__(self, *, seconds_per_frame: float = 0.0) -> None:
+    def __init__(self, *, seconds_per_frame: float = 0.0, hang_after: int | None = None, engine: EngineIdentity | None = None) -> None:
+        """`hang_after`: once this many frames were processed a call never returns, as native code may."""
         self._seconds_per_frame = seconds_per_frame
+        self._hang_after = hang_after
         self.batches: list[int] = []
         """Number of frames in each call."""
+        self.engine = engine or TOY_ENGINE
+        self.score_baseline: tuple[float, ...] = ()
 
     def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
         """One result per frame, in order."""
+        if self._hang_after is not None and sum(self.batches) >= self._hang_after:
+            threading.Event().wait()
         self.batches.append(len(frames))
         if self._seconds_per_frame:
             time.sleep(self._seconds_per_frame * len(frames))
-        return [toy_result(frame) for frame in frames]
+        return [toy_result(frame, self.engine) for frame in frames]
 
     def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
         """As every processor does."""
-        return shed_verdict(frame, shed, engine=TOY_ENGINE, operating_point=_toy_point_used())
+        return shed_verdict(frame, shed, engine=self.engine, operating_point=_toy_point_used())
 
 
 TOY_ENGINE = EngineIdentity(name="toy", version="0", manifest_sha256="0" * 64, encoder_sha256="0" * 64, precision="fp32", backend="onnxruntime")
+TOY_CANDIDATE = TOY_ENGINE.model_copy(update={"version": "1", "manifest_sha256": "1" * 64})
 
 
 def _toy_point_used() -> OperatingPointUsed:
@@ -536,15 +556,15 @@ def _toy_point_used() -> OperatingPointUsed:
     return OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below)
 
 
-def toy_result(frame: FrameRecord) -> Result:
-    """A function of the record alone."""
+def toy_result(frame: FrameRecord, engine: EngineIdentity = TOY_ENGINE) -> Result:
+    """A function of the record alone, in the name of an engine."""
     value = frame.value
     if value.startswith(b"bad"):
         return RecordError(Reason.UNDECODABLE_IMAGE, "the toy processor was sent a value that begins with 'bad'; send another")
     return Verdict(
         id=frame.raw.place,
         input=InputCoordinates.of(frame),
-        engine=TOY_ENGINE,
+        engine=engine,
         media=Media(
             content_type="image/png",
             sha256=hashlib.sha256(value).hexdigest(),
@@ -564,8 +584,14 @@ def toy_result(frame: FrameRecord) -> Result:
 def _worker(arguments: argparse.Namespace) -> int:
     settings = load()
     configure_logging(level=settings.telemetry.log_level, style=settings.telemetry.log_format, kafka_level=settings.telemetry.kafka_log_level)
-    outcome = serve(settings, lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000))
-    return 0 if outcome is Outcome.DRAINED else 75
+    answers, compared = (TOY_CANDIDATE, TOY_ENGINE) if settings.engine.roll_out == "promoted" else (TOY_ENGINE, TOY_CANDIDATE)
+    with clear_errors():
+        outcome = serve(
+            settings,
+            lambda: ToyProcessor(seconds_per_frame=arguments.frame_ms / 1000, hang_after=arguments.hang_after, engine=answers),
+            load_shadow=lambda: ToyProcessor(engine=compared),
+        )
+        return ExitCode.OK if outcome is Outcome.DRAINED else ExitCode.DRAIN_TIMEOUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -573,10 +599,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fifa_stream.testing")
     worker = parser.add_subparsers(required=True).add_parser("worker", help="the real loop with a toy processor")
     worker.add_argument("--frame-ms", type=float, default=0.0, help="milliseconds each frame takes")
+    worker.add_argument("--hang-after", type=int, help="frames after which the processor never returns")
     return _worker(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except typer.Exit as told:
+        status = told.exit_code
     sys.stderr.flush()
     os._exit(status)  # as the CLI does: the inference thread may be inside a native call

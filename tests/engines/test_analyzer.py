@@ -278,7 +278,7 @@ def test_labels_follow_the_cuts(reference: Bundle) -> None:
     point = OperatingPoint(name="two", fake_at=0.8, real_below=0.3, explain_at=0.3)
     manifest = reference.manifest.model_copy(update={"operating_points": {"two": point}})
     analyzer = Analyzer(replace(reference, manifest=manifest), operating_point="two")
-    labels = [analyzer.label(score) for score in (0.0, 0.2999, 0.3, 0.7999, 0.8, 1.0)]
+    labels = [analyzer.operating_point.label(score) for score in (0.0, 0.2999, 0.3, 0.7999, 0.8, 1.0)]
     assert labels == [Label.REAL, Label.REAL, Label.INCONCLUSIVE, Label.INCONCLUSIVE, Label.FAKE, Label.FAKE]
 
 

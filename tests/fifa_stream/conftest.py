@@ -22,7 +22,6 @@ from engines.contracts import (
     DecoderSpec,
     Evidence,
     Explanation,
-    Label,
     Manifest,
     OperatingPoint,
     PartSpec,
@@ -89,10 +88,6 @@ class BrightnessAnalyzer:
     def operating_point(self) -> OperatingPoint:
         return self.manifest.operating_points["toy"]
 
-    def label(self, fake_score: float) -> Label:
-        point = self.operating_point
-        return Label.FAKE if fake_score >= point.fake_at else Label.REAL if fake_score < point.real_below else Label.INCONCLUSIVE
-
     def analyze(
         self,
         crops_BHWC: NDArray[np.uint8],
@@ -100,6 +95,7 @@ class BrightnessAnalyzer:
         explain: Sequence[str],
         queries: Sequence[AreaQuery | None] | None = None,
         seconds_left: Sequence[float | None] | None = None,
+        points: Sequence[OperatingPoint] | None = None,
     ) -> list[Analysis]:
         queries = queries or [None] * len(crops_BHWC)
         self.batches.append(len(crops_BHWC))
@@ -107,14 +103,14 @@ class BrightnessAnalyzer:
         self.asked.extend(queries)
         self.seconds_left.extend(seconds_left or ())
         return [
-            self._analysis(round(float(crop.mean()) / 255, 6), policy, query)
-            for crop, policy, query in zip(crops_BHWC, explain, queries, strict=True)
+            self._analysis(round(float(crop.mean()) / 255, 6), policy, query, point)
+            for crop, policy, query, point in zip(crops_BHWC, explain, queries, points or [self.operating_point] * len(explain), strict=True)
         ]
 
-    def _analysis(self, score: float, policy: str, query: AreaQuery | None) -> Analysis:
+    def _analysis(self, score: float, policy: str, query: AreaQuery | None, point: OperatingPoint) -> Analysis:
         mask_HW = np.zeros((56, 56), np.float32)
         mask_HW[:, 28:] = 1.0
-        is_explained = policy == "always" or (policy == "auto" and score >= self.operating_point.explain_at)
+        is_explained = policy == "always" or (policy == "auto" and score >= point.explain_at)
         return Analysis(
             score,
             0.25,
@@ -152,7 +148,10 @@ def make_bundle(detector: ToyDetector | None = None, query_levels: tuple[QueryLe
         fict_depth=33,
         query_levels=query_levels,
         calibration=Calibration(method="temperature", scale=1.0, bias=0.0, fitted_on="nothing"),
-        operating_points={"toy": OperatingPoint(name="toy", fake_at=0.6, real_below=0.4, explain_at=0.5)},
+        operating_points={
+            "toy": OperatingPoint(name="toy", fake_at=0.6, real_below=0.4, explain_at=0.5),
+            "strict": OperatingPoint(name="strict", fake_at=0.99, real_below=0.9, explain_at=0.99),
+        },
         default_operating_point="toy",
         score_baseline=(0.05,) * 20,
         licences={},
@@ -174,7 +173,7 @@ class Bench:
 
 @pytest.fixture
 def make_bench() -> Callable[..., Bench]:
-    """Build a pipeline: `make_bench(faces=..., limits=..., unix_time_s=..., query_levels=...)`; its stage clock stands still."""
+    """Build a pipeline: `make_bench(faces=..., limits=..., unix_time_s=..., query_levels=..., stream_points=...)`; its stage clock stands still."""
 
     def build(
         faces: Sequence[FaceAt] = (FRONT,),
@@ -182,11 +181,14 @@ def make_bench() -> Callable[..., Bench]:
         limits: PipelineLimits | None = None,
         unix_time_s: float = 0.0,
         query_levels: tuple[QueryLevel, ...] = ("region", "box"),
+        stream_points: Mapping[str, str] | None = None,
     ) -> Bench:
         detector = ToyDetector(faces)
         bundle = make_bundle(detector, query_levels)
         analyzer = BrightnessAnalyzer(bundle.manifest)
-        pipeline = FramePipeline(limits or PipelineLimits(), analyzer, bundle, clock_s=lambda: 0.0, unix_time_s=lambda: unix_time_s)
+        pipeline = FramePipeline(
+            limits or PipelineLimits(), analyzer, bundle, stream_points=stream_points, clock_s=lambda: 0.0, unix_time_s=lambda: unix_time_s
+        )
         return Bench(pipeline, analyzer, detector)
 
     return build

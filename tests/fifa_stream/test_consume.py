@@ -10,7 +10,14 @@ import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import CommitFailedError, GroupAuthorizationFailedError, KafkaTimeoutError, RebalanceInProgressError, UnknownMemberIdError
+from kafka.errors import (
+    CommitFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 
 from fifa_stream.config import KafkaSettings
 from fifa_stream.consume import CodecMissing, KafkaConsumer, Partition
@@ -31,11 +38,18 @@ class ToyClient:
         self.error: Exception | None = None
         self.listener: Any = None
         self.state = "<unjoined>"
+        self.num_rejoins = 0
+        self._coordinator = self
+
+    def request_rejoin(self) -> None:
+        self.num_rejoins += 1
 
     def subscribe(self, topics: list[str], *, listener: Any) -> None:
         self.listener = listener
 
     def poll(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
+        if self.error:
+            raise self.error
         return self.records
 
     def assignment(self) -> set[TopicPartition]:
@@ -64,6 +78,17 @@ class ToyClient:
     def close(self, *, timeout_ms: int) -> None:
         if self.error:
             raise self.error
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        return {ZERO: 10, ONE: None}[partition]
+
+    def position(self, partition: TopicPartition, *, timeout_ms: int) -> int:
+        return 7
+
+    def end_offsets(self, partitions: list[TopicPartition], *, timeout_ms: int) -> dict[TopicPartition, int]:
+        if self.error:
+            raise self.error
+        return dict.fromkeys(partitions, 12)
 
 
 class Log:
@@ -186,7 +211,49 @@ def test_joined_means_that_the_group_is_stable(client: Callable[[], ToyClient]) 
     assert member.joined
 
 
+def test_a_join_that_outlasts_a_poll_is_taken_up_by_the_next(client: Callable[[], ToyClient]) -> None:
+    """kafka-python would forget it; tests/integration/test_faults.py shows how."""
+    member = consumer()
+    for state, asked in (("<unjoined>", 0), ("<rebalancing>", 1), ("<stable>", 1)):
+        client().state = state
+        member.poll(max_records=1, timeout_s=0.0)
+        assert client().num_rejoins == asked, state
+
+
+def test_a_poll_that_finds_no_broker_is_an_empty_one_and_told_once(client: Callable[[], ToyClient], caplog: pytest.LogCaptureFixture) -> None:
+    member = consumer()
+    client().error = KafkaConnectionError("111 ECONNREFUSED")
+    assert [member.poll(max_records=1, timeout_s=0.0) for _ in range(3)] == [[], [], []]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the broker is away, polling on: group=fifa-stream error=KafkaConnectionError: 111 ECONNREFUSED"
+    ]
+
+
+def test_a_poll_that_is_forbidden_ends_the_loop(client: Callable[[], ToyClient]) -> None:
+    member = consumer()
+    client().error = GroupAuthorizationFailedError()
+    with pytest.raises(GroupAuthorizationFailedError):
+        member.poll(max_records=1, timeout_s=0.0)
+
+
 def test_leaving_a_dead_broker_is_not_an_error(client: Callable[[], ToyClient]) -> None:
     member = consumer()
     client().error = KafkaTimeoutError()
     member.close()
+
+
+def test_watermarks_come_with_fetches_and_while_paused_from_the_broker(client: Callable[[], ToyClient]) -> None:
+    member = consumer()
+    client().assigned = {ZERO, ONE}
+    assert member.watermarks() == {("fifa.frames", 0): (7, 10)}, "of the other nothing was fetched yet"
+    member.pause()
+    assert member.watermarks() == {("fifa.frames", 0): (7, 12), ("fifa.frames", 1): (7, 12)}
+    client().error = KafkaTimeoutError()
+    assert member.watermarks() == {("fifa.frames", 0): (7, 10)}, "an old one rather than an error"
+
+
+def test_tansu_is_not_asked_for_watermarks(client: Callable[[], ToyClient]) -> None:
+    member = consumer(is_tansu=True)
+    client().assigned = {ZERO}
+    member.pause()
+    assert member.watermarks() == {("fifa.frames", 0): (7, 10)}

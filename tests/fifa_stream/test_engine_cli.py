@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from engines.bundle import bundled_engine
+from engines.bundle import bundled_engine, read_manifest
 from fifa_stream.cli import app
 from fifa_stream.exits import ExitCode
 
@@ -55,6 +55,23 @@ def test_a_build_that_cannot_be_made_is_status_4_and_leaves_nothing(arguments: t
 def test_a_dry_run_prints_what_would_be_built(tmp_path: Path) -> None:
     result = invoke("build", "--out", str(tmp_path / "out"), "--precision", "fp16", "--dry-run", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["precision"] == "fp16" and not list(tmp_path.iterdir())
+
+
+def test_a_source_that_is_not_the_pinned_one_is_never_built(tmp_path: Path) -> None:
+    result = invoke("ensure", "--cache", str(tmp_path / "cache"), "--pinned-digest", "0" * 64)
+    assert result.exit_code == ExitCode.ENGINE and "deploy the pinned bundle or change the pin" in one_line(result.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ensure_points_a_link_of_a_known_name_at_the_build(tmp_path: Path) -> None:
+    pin = read_manifest(bundled_engine()).digest
+    arguments = ("ensure", "--cache", str(tmp_path / "cache"), "--pinned-digest", pin, "--link", str(tmp_path / "engine"), "--json")
+    built = invoke(*arguments)
+    assert built.exit_code == 0 and Path(json.loads(built.stdout)["folder"]) == (tmp_path / "engine").resolve()
+    found = invoke(*arguments, "--wait", "0")
+    assert found.exit_code == 0 and found.stdout == built.stdout
+    absent = invoke(*arguments, "--wait", "0", "--precision", "fp16")
+    assert absent.exit_code == ExitCode.ENGINE and "nobody has built" in absent.stderr
 
 
 def test_the_shipped_bundle_is_inspected_checked_and_examined() -> None:

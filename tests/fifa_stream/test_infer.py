@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.bundle import Bundle
+from engines.bundle import Bundle, BundleError
 from engines.contracts import Analysis, Box, Label, Mask
 from engines.preprocess import Crop, crop_face, whole_image_crop
 from fifa_stream.detect import DetectLimits
 from fifa_stream.infer import EncodedImage, PipelineLimits, box_in_crop, mask_in_frame, tight_box, whole_pixels
-from fifa_stream.records import NoteCode, Query, QueryAnswered, RawRecord, Reason, RecordError, RunLengths, Verdict, parse_frame
+from fifa_stream.records import InputCoordinates, NoteCode, Query, QueryAnswered, RawRecord, Reason, RecordError, RunLengths, Verdict, parse_frame
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -110,6 +110,23 @@ def test_without_a_face_the_frame_is_inconclusive(make_bench: MakeBench, make_im
     verdict = _verdict(outcome)
     assert (verdict.label, verdict.fake_score, verdict.faces) == (Label.INCONCLUSIVE, None, ())
     assert _codes(verdict.notes) == [NoteCode.NO_FACE] and bench.analyzer.batches == []
+
+
+def test_each_stream_is_judged_by_the_first_point_that_its_id_matches(make_bench: MakeBench, make_image: MakeImage) -> None:
+    bench = make_bench(stream_points={"live-*": "strict", "live-7": "toy"})
+    coordinates = InputCoordinates(topic="t", partition=0, offset=0, timestamp_ms=0, stream_id="live-7")
+    here, there = bench.pipeline.judge(
+        [EncodedImage(make_image(), input=coordinates.model_copy(update={"stream_id": name})) for name in ("live-7", "studio")]
+    )
+    assert (_verdict(here).operating_point.name, _verdict(there).operating_point.name) == ("strict", "toy")
+    assert _verdict(here).fake_score == _verdict(there).fake_score
+    assert (_verdict(here).label, _verdict(there).label) == (Label.REAL, Label.FAKE)
+    assert _verdict(here).faces[0].explanation is None and _verdict(there).faces[0].explanation is not None
+
+
+def test_a_point_of_a_stream_that_the_bundle_lacks_is_refused_by_the_settings_name(make_bench: MakeBench) -> None:
+    with pytest.raises(BundleError, match=r"engine\.stream_operating_points 'live-\*': 'lax' is not in the bundle; it has: strict, toy"):
+        make_bench(stream_points={"live-*": "lax"})
 
 
 def test_a_late_frame_is_scored_and_not_explained(make_bench: MakeBench, make_image: MakeImage) -> None:

@@ -19,6 +19,7 @@ from fifa_stream.records import (
     RecordError,
     Verdict,
     dead_letter_record,
+    event_time,
     parse_frame,
     parse_query,
     verdict_record,
@@ -27,6 +28,7 @@ from fifa_stream.testing import toy_result
 
 GOLDEN_1_0 = Path(__file__).resolve().parent.parent / "golden" / "verdict-1.0.json"
 """As version 1.0 wrote it."""
+TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 GOLDEN_1_1 = GOLDEN_1_0.with_name("verdict-1.1.json")
 
 
@@ -53,18 +55,41 @@ def test_plain_headers_are_read() -> None:
         ("deadline-ms", b"1700000000500"),
         ("fifa-crop", b"true"),
         ("fifa-query", b"right_cheek"),
-        ("traceparent", b"00-aa-bb-01"),
+        ("traceparent", TRACEPARENT),
     )
     assert frame.content_type == "image/png"
     assert (frame.stream_id, frame.frame_index, frame.pts_ms, frame.deadline_ms) == ("cam-1", 3, 120, 1_700_000_000_500)
     assert frame.is_crop
     assert frame.query == Query(region="right_cheek")
-    assert frame.traceparent == "00-aa-bb-01"
+    assert frame.traceparent == TRACEPARENT.decode()
 
 
 def test_cloudevents_headers_are_read() -> None:
-    frame = parsed(("ce_datacontenttype", b"image/webp"), ("ce_partitionkey", b"cam-2"), ("ce_traceparent", b"00-aa-bb-01"))
-    assert (frame.content_type, frame.stream_id, frame.traceparent) == ("image/webp", "cam-2", "00-aa-bb-01")
+    frame = parsed(("ce_datacontenttype", b"image/webp"), ("ce_partitionkey", b"cam-2"), ("ce_traceparent", TRACEPARENT))
+    assert (frame.content_type, frame.stream_id, frame.traceparent) == ("image/webp", "cam-2", TRACEPARENT.decode())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"00-aa-bb-01", id="too short"),
+        pytest.param(TRACEPARENT.upper(), id="upper case"),
+        pytest.param(TRACEPARENT + b"-00", id="more than version 00 has"),
+        pytest.param(b"ff" + TRACEPARENT[2:], id="forbidden version"),
+        pytest.param(b"00-" + b"0" * 32 + TRACEPARENT[35:], id="no trace"),
+        pytest.param(TRACEPARENT[:36] + b"0" * 16 + b"-01", id="no span"),
+        pytest.param(b"01" + TRACEPARENT[2:] + b"-" + b"x" * 1_000_000, id="a megabyte"),
+    ],
+)
+def test_a_trace_context_that_is_none_is_left_out(value: bytes) -> None:
+    frame = parsed(("traceparent", value))
+    assert frame.traceparent is None
+    assert "traceparent" not in dict(verdict_record(verdict(frame), frame).headers)
+
+
+def test_of_two_trace_contexts_the_last_goes_on_once() -> None:
+    frame = parsed(("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-00"), ("traceparent", TRACEPARENT))
+    assert [data for name, data in verdict_record(verdict(frame), frame).headers if name == "traceparent"] == [TRACEPARENT]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +177,8 @@ def test_whatever_arrives_only_a_record_error_comes_out(headers: list[tuple[str,
 
 
 def test_a_verdict_is_a_cloudevent_keyed_by_its_stream() -> None:
-    frame = parsed(("stream-id", "kamera-\u00e4".encode()), ("frame-index", b"3"), ("traceparent", b"00-aa-bb-01"))
-    record = verdict_record(verdict(frame), frame, now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    frame = parsed(("stream-id", "kamera-\u00e4".encode()), ("frame-index", b"3"), ("traceparent", TRACEPARENT))
+    record = verdict_record(verdict(frame), frame, time=event_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
     headers = dict(record.headers)
     assert record.key == "kamera-\u00e4".encode()
     assert headers["content-type"] == b"application/json"
@@ -162,7 +187,7 @@ def test_a_verdict_is_a_cloudevent_keyed_by_its_stream() -> None:
     assert headers["ce_time"] == b"2026-01-02T03:04:05.000Z"
     assert headers["fifa-input"] == b"fifa.frames/2/17"
     assert headers["frame-index"] == b"3"
-    assert headers["traceparent"] == b"00-aa-bb-01"
+    assert headers["traceparent"] == TRACEPARENT
 
 
 def test_a_verdict_survives_the_wire() -> None:

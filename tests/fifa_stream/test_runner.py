@@ -25,9 +25,22 @@ from fifa_stream.config import (
 from fifa_stream.dead_letters import TooManyDeadLetters
 from fifa_stream.infer import FramePipeline, PipelineLimits
 from fifa_stream.produce import DeliveryError
-from fifa_stream.records import FrameRecord, NoteCode, OutRecord, QueryAnswered, RawRecord, RecordError, TransientError, Verdict
+from fifa_stream.records import (
+    FrameRecord,
+    Note,
+    NoteCode,
+    OutRecord,
+    QueryAnswered,
+    RawRecord,
+    RecordError,
+    TransientError,
+    Verdict,
+    parse_frame,
+    verdict_record,
+)
 from fifa_stream.runner import (
     BATCHES_AT_WORKER,
+    HEADER_BYTES,
     FrameProcessor,
     Outcome,
     ProcessingError,
@@ -469,9 +482,9 @@ def headers_of(record: RawRecord) -> dict[str, bytes]:
 
 
 def test_a_dead_letter_too_large_for_the_topic_goes_without_the_image() -> None:
-    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=8 << 10)))
+    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=16 << 10)))
     rig.join()
-    rig.feed(b"bad" + b"x" * (8 << 10))
+    rig.feed(b"bad" + b"x" * (16 << 10))
     rig.turn(2)
     rig.clock.advance(1.0)
     rig.turn(2)
@@ -481,9 +494,9 @@ def test_a_dead_letter_too_large_for_the_topic_goes_without_the_image() -> None:
 
 
 def test_a_dead_letter_whose_headers_are_too_large_says_where_and_why() -> None:
-    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=8 << 10)))
+    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=16 << 10)))
     rig.join()
-    rig.broker.append(FRAMES, OutRecord(b"s", b"bad", (("junk", b"x" * (8 << 10)),)), partition=0)
+    rig.broker.append(FRAMES, OutRecord(b"s", b"bad", (("junk", b"x" * (16 << 10)),)), partition=0)
     rig.turn(2)
     rig.clock.advance(1.0)
     rig.turn(2)
@@ -502,7 +515,12 @@ def test_a_null_value_becomes_a_dead_letter_that_kafka_accepts() -> None:
 
 
 def test_a_verdict_too_large_for_the_topic_becomes_a_dead_letter() -> None:
-    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=4 << 10)))
+    class Verbose(ToyProcessor):
+        def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
+            note = Note(code=NoteCode.NO_FACE, message="x" * (8 << 10))
+            return [one.model_copy(update={"notes": (note,)}) for one in super().process(frames) if isinstance(one, Verdict)]
+
+    rig = Rig(Settings(kafka=KafkaSettings(group_id="g", max_request_bytes=16 << 10)), processor=Verbose())
     rig.join()
     rig.feed(b"one")
     rig.turn()
@@ -521,6 +539,18 @@ def test_ready_and_started_follow_the_group() -> None:
     assert (rig.health.started, rig.health.ready, rig.health.live) == (True, True, True)
     rig.clock.advance(61.0)
     assert not rig.health.live, "the loop does not turn"
+
+
+@settings(max_examples=20, deadline=None)
+@given(stream_id=st.text(min_size=1, max_size=256), topic=st.text("a", min_size=249, max_size=249))
+def test_key_and_headers_of_a_verdict_fit_what_is_kept_free_for_them(stream_id: str, topic: str) -> None:
+    headers = (("stream-id", stream_id.encode()), ("traceparent", b"01-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01-" + b"c" * 100))
+    raw = RawRecord(topic, 2**31 - 1, 2**63 - 1, 0, None, b"image", (*headers, ("frame-index", b"9" * 18), ("pts-ms", b"9" * 18)))
+    frame = parse_frame(raw, max_value_bytes=10)
+    verdict = toy_result(frame)
+    assert isinstance(verdict, Verdict)
+    record = verdict_record(verdict, frame)
+    assert record.size - len(record.value or b"") < HEADER_BYTES
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,16 +2,26 @@
 
 import json
 import logging
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.parser import text_string_to_metric_families
 
 from fifa_stream.telemetry import (
     BATCH_SIZE,
+    COMMITS,
+    E2E_SECONDS,
     IN_FLIGHT_BYTES,
+    LAG_RECORDS,
     METRICS,
+    SCORE_PSI,
+    STAGE_SECONDS,
     STALL_AFTER_S,
     VERDICTS_SENT,
     Health,
@@ -60,6 +70,102 @@ def test_what_is_counted_is_exposed() -> None:
     assert 'fifa_verdicts_total{label="fake"} 1.0' in text
     assert "fifa_in_flight_bytes 5.0" in text
     assert "fifa_batch_frames_count 1.0" in text
+
+
+def samples(meter: Meter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """What Prometheus reads, by name and labels."""
+    families = text_string_to_metric_families(meter.exposition().decode())
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def test_prometheus_reads_every_metric_with_its_kind_and_labels() -> None:
+    meter = Meter()
+    for metric in METRICS:
+        labels = dict.fromkeys(metric.labels, 'a "quoted"\nvalue\\')
+        {"counter": meter.add, "gauge": meter.set, "histogram": meter.observe}[metric.kind](metric, 0.5, **labels)
+    families = {family.name: family for family in text_string_to_metric_families(meter.exposition().decode())}
+    for metric in METRICS:
+        family = families.pop(metric.name.removesuffix("_total"))
+        assert (family.type, family.documentation) == (metric.kind, metric.meaning)
+        for sample in family.samples:
+            assert {**sample.labels, "le": ""}.keys() == {*metric.labels, "le"}
+            assert all(sample.labels[name] == 'a "quoted"\nvalue\\' for name in metric.labels)
+    assert not families
+
+
+def test_a_gauge_is_absent_until_it_is_set_and_a_counter_begins_at_0() -> None:
+    text = Meter().exposition().decode()
+    assert "\nfifa_records_polled_total 0.0" in text
+    assert "\nfifa_e2e_latency_seconds_count 0.0" in text
+    assert f"\n{SCORE_PSI.name}" not in text
+
+
+def test_a_gauge_that_is_set_as_a_whole_forgets_what_went() -> None:
+    meter = Meter()
+    meter.set_all(LAG_RECORDS, {("g", "t", "0"): 5, ("g", "t", "1"): 6})
+    meter.set_all(LAG_RECORDS, {("g", "t", "1"): 7})
+    shown = {name: value for name, value in samples(meter).items() if name[0] == LAG_RECORDS.name}
+    assert shown == {(LAG_RECORDS.name, frozenset({("group", "g"), ("topic", "t"), ("partition", "1")})): 7}
+
+
+@given(st.lists(st.one_of(st.floats(0, 3_000), st.sampled_from(E2E_SECONDS.buckets)), max_size=50))
+def test_observations_fall_where_prometheus_client_puts_them(values: list[float]) -> None:
+    registry = CollectorRegistry()
+    theirs = Histogram(E2E_SECONDS.name, E2E_SECONDS.meaning, registry=registry, buckets=E2E_SECONDS.buckets)
+    for value in values:
+        theirs.observe(value)
+    meter, one_by_one = Meter(), Meter()
+    meter.observe_all(E2E_SECONDS, values)
+    for value in values:
+        one_by_one.observe(E2E_SECONDS, value)
+    expected = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    for ours in (meter, one_by_one):
+        found = {name: value for name, value in samples(ours).items() if name[0].startswith(E2E_SECONDS.name)}
+        assert found == pytest.approx(expected)
+    assert meter.value(E2E_SECONDS) == len(values)
+
+
+def test_counts_at_once_are_counts_one_by_one() -> None:
+    meter = Meter()
+    meter.add_all(VERDICTS_SENT, {"fake": 2, "real": 1})
+    meter.add(VERDICTS_SENT, 3, label="fake")
+    meter.add(COMMITS, 0, outcome="refused")
+    assert (meter.value(VERDICTS_SENT, label="fake"), meter.value(VERDICTS_SENT, label="real")) == (5, 1)
+    assert samples(meter)["fifa_commits_total", frozenset({("outcome", "refused")})] == 0
+
+
+def test_a_label_that_a_metric_does_not_have_is_our_mistake() -> None:
+    meter = Meter()
+    with pytest.raises(AssertionError, match="fifa_verdicts_total has labels"):
+        meter.add(VERDICTS_SENT, reason="fake")
+    with pytest.raises(AssertionError, match="fifa_verdicts_total has labels"):
+        meter.add(VERDICTS_SENT)
+    with pytest.raises(AssertionError, match="is not a gauge"):
+        meter.set(VERDICTS_SENT, 1)
+
+
+def test_nothing_is_lost_between_threads_that_count_and_one_that_reads() -> None:
+    meter = Meter()
+
+    def count() -> None:
+        for _ in range(2_000):
+            meter.add_all(VERDICTS_SENT, {"fake": 1})
+            meter.observe(STAGE_SECONDS, 0.5, stage="poll")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert samples(meter)
+    for thread in threads:
+        thread.join()
+    assert meter.value(VERDICTS_SENT, label="fake") == 8_000
+    assert meter.value(STAGE_SECONDS, stage="poll") == 8_000
 
 
 def test_probes_follow_the_state() -> None:

@@ -1,5 +1,6 @@
 """Real brokers, and the real loop in a process of its own with a toy processor, so that it can be killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import kafka as kafka_python
 import pytest
@@ -19,21 +22,57 @@ from fifa_stream.config import KafkaSettings
 from fifa_stream.records import Verdict
 from fifa_stream.send import frame_record
 
+from .apache_kafka import ApacheKafka
+from .fault_proxy import FaultProxy
+
+Client = Literal["kafka-python", "confluent-kafka"]
 Coordinates = tuple[str, int, int]
 NUM_PARTITIONS = 3
+NUM_LINKS = 4
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@pytest.fixture(scope="session")
+def links_to_apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApacheKafka, list[FaultProxy]]]:
+    """One KRaft node for all tests, with listeners that are reached only through links."""
+    names = [f"LINK{number}" for number in range(NUM_LINKS)]
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(FaultProxy()) for _ in names]
+        addresses = {name: link.address for name, link in zip(names, links, strict=True)}
+        folder = tmp_path_factory.mktemp("kafka")
+        patient = {"broker.session.timeout.ms": "60000"}  # its controller is frozen with it, and would give it up when both wake
+        listeners = dict.fromkeys(names, "PLAINTEXT")
+        broker = stack.enter_context(ApacheKafka(kafka_home, folder, patient, listeners=listeners, advertised=addresses))
+        for name, link in zip(names, links, strict=True):
+            link.target = broker.address(name)
+        yield broker, links
+
+
+@pytest.fixture(scope="session")
+def apache(links_to_apache: tuple[ApacheKafka, list[FaultProxy]]) -> ApacheKafka:
+    """That node; it may be frozen, and must be running again at the end of a test."""
+    return links_to_apache[0]
+
+
+@pytest.fixture
+def links(links_to_apache: tuple[ApacheKafka, list[FaultProxy]]) -> Iterator[list[FaultProxy]]:
+    """Its links, sound before and after the test."""
+    yield links_to_apache[1]
+    for link in links_to_apache[1]:
+        link.delay_s = 0.0
+        link.cut()
 
 
 class ToyWorker:
     """`python -m fifa_stream.testing worker`."""
 
-    def __init__(self, settings: KafkaSettings, *, frame_ms: float) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
-        for name in ("bootstrap_servers", "group_id", "frames_topic", "verdicts_topic", "dead_letters_topic", "session_timeout_ms"):
-            environment[f"FIFA_KAFKA__{name.upper()}"] = str(getattr(settings, name))
+    def __init__(self, settings: KafkaSettings, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
+        kafka = {f"FIFA_KAFKA__{name.upper()}": str(value) for name, value in settings.model_dump(exclude_defaults=True).items()}
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fifa_stream.testing", "worker", "--frame-ms", str(frame_ms)],
-            env=environment | {"FIFA_RUNTIME__HEALTH_PORT": "0", "FIFA_KAFKA__COMMIT_INTERVAL_MS": "200"},
+            [sys.executable, "-m", "fifa_stream.testing", "worker", *options],
+            env=inherited | kafka | {"FIFA_RUNTIME__HEALTH_PORT": "0"} | environment,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -78,9 +117,19 @@ class Stream:
     sent: set[Coordinates] = field(default_factory=set)
     workers: list[ToyWorker] = field(default_factory=list)
 
-    def start_worker(self, *, frame_ms: float = 0.0) -> ToyWorker:
-        """One more member of the group."""
-        self.workers.append(ToyWorker(self.settings, frame_ms=frame_ms))
+    def start_worker(
+        self,
+        *,
+        frame_ms: float = 0.0,
+        link: FaultProxy | None = None,
+        hang_after: int | None = None,
+        environment: Mapping[str, str] = NOTHING,
+        **kafka: Any,
+    ) -> ToyWorker:
+        """One more member of the group: behind a link, with an engine that hangs after so many frames, with Kafka settings of its own."""
+        changes = kafka if link is None else {"bootstrap_servers": link.address, **kafka}
+        options = ["--frame-ms", str(frame_ms), *([] if hang_after is None else ["--hang-after", str(hang_after)])]
+        self.workers.append(ToyWorker(self.settings.model_copy(update=changes), options, environment))
         return self.workers[-1]
 
     def send(self, values: Sequence[bytes]) -> None:
@@ -96,7 +145,8 @@ class Stream:
             producer.close(timeout=10)
 
     def answers(self, *, at_least: int | None = None, timeout_s: float = 180.0) -> tuple[Counter[Coordinates], Counter[Coordinates]]:
-        """How often each input was answered, by verdicts and by dead letters; waits until `at_least` inputs (all that were sent) have an answer."""
+        """How often each input was answered, by verdicts and by dead letters. Returns at once when `at_least` inputs have an answer; without it waits
+        for all that were sent, and then looks for repeats."""
         wanted = len(self.sent) if at_least is None else at_least
         verdicts, letters = Counter[Coordinates](), Counter[Coordinates]()
         consumer = kafka_python.KafkaConsumer(
@@ -122,31 +172,55 @@ class Stream:
                 if is_last and not batches:
                     break
                 is_last = len(verdicts.keys() | letters.keys()) >= wanted
+                if is_last and at_least is not None:
+                    break
         finally:
             consumer.close()
         return verdicts, letters
+
+    def keeps_its_promise(self) -> int:
+        """Wait for all answers and hold them against the guarantee; return how many inputs were answered again."""
+        verdicts, letters = self.answers()
+        answers = verdicts + letters
+        lost = self.sent - answers.keys()
+        assert not lost, f"{len(lost)} of {len(self.sent)} have no answer: {sorted(lost)[:10]}\n{self.logs}"
+        assert not answers.keys() - self.sent
+        repeats = answers.total() - len(answers)
+        assert self.settings.processing_guarantee == "at_least_once" or repeats == 0, f"{repeats} answered again\n{self.logs}"
+        return repeats
+
+    @property
+    def logs(self) -> str:
+        """What its workers have said."""
+        return "\n".join(f"worker {number}:\n{''.join(worker.lines)}" for number, worker in enumerate(self.workers))
 
 
 class StreamFactory(Protocol):
     """Makes streams on a broker."""
 
-    def __call__(self, bootstrap_servers: str, *, session_timeout_ms: int = 3_000) -> Stream: ...
+    def __call__(self, bootstrap_servers: str, *, session_timeout_ms: int = 3_000, **kafka: Any) -> Stream: ...
 
 
 @pytest.fixture
-def new_stream(request: pytest.FixtureRequest) -> Iterator[StreamFactory]:
+def client() -> Client:
+    """`kafka.client` of the workers; test_confluent.py runs the tests that it takes over with another one."""
+    return "kafka-python"
+
+
+@pytest.fixture
+def new_stream(request: pytest.FixtureRequest, client: Client) -> Iterator[StreamFactory]:
     """Topics and a group of the test's own; its workers are ended with it."""
     streams: list[Stream] = []
 
-    def make(bootstrap_servers: str, *, session_timeout_ms: int = 3_000) -> Stream:
-        name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60] + f"-{len(streams)}"
+    def make(bootstrap_servers: str, *, session_timeout_ms: int = 3_000, **kafka: Any) -> Stream:
+        name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60] + f"-{client}-{len(streams)}"
         settings = KafkaSettings(
             bootstrap_servers=bootstrap_servers,
             group_id=name,
             frames_topic=f"{name}.frames",
             verdicts_topic=f"{name}.verdicts",
             dead_letters_topic=f"{name}.dead-letters",
-            session_timeout_ms=session_timeout_ms,
+            **{"client": client, "session_timeout_ms": session_timeout_ms, "commit_interval_ms": 200} | kafka,
         )
         create_topics(
             settings,

@@ -5,31 +5,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from bench import faults
 from fifa_stream.config import LimitSettings
 from fifa_stream.exits import ExitCode
-from fifa_stream.produce import Fenced, KafkaProducer
+from fifa_stream.produce import Fenced, TransactionalProducer
 from fifa_stream.records import OutRecord, RawRecord
+from fifa_stream.runner import Clients
 from fifa_stream.topic_reader import read_topic
 
 from .apache_kafka import ApacheKafka
+from .conftest import Client
 
 pytestmark = pytest.mark.kafka
 
 NUM_KILLS = 5
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One KRaft node on free ports."""
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker
 
 
 @pytest.fixture
@@ -77,43 +71,20 @@ def test_five_kills_lose_nothing_and_repeat_no_more_than_was_in_flight(bootstrap
     print(f"{NUM_KILLS} kills, {len(stream.sent)} records, 0 lost, {repeats} repeated")
 
 
-def test_with_exactly_once_five_kills_lose_and_repeat_nothing(apache: ApacheKafka) -> None:
+def test_with_exactly_once_five_kills_lose_and_repeat_nothing(apache: ApacheKafka, client: Client) -> None:
     """The schedule of `make faults`, short."""
-    tally = faults.run(apache, "exactly_once", kills=NUM_KILLS, records=1_000, seed=1)
+    tally = faults.run(apache, "exactly_once", kills=NUM_KILLS, records=1_000, seed=1, client=client)
     assert (tally.sent, tally.lost, tally.repeated, tally.foreign, dict(tally.others)) == (NUM_KILLS * 1_000, 0, 0, 0, {})
-
-
-def killed_and_started_again(broker: ApacheKafka) -> None:
-    broker.kill()
-    broker.start()
-
-
-def frozen_for_longer_than_the_session(broker: ApacheKafka) -> None:
-    broker.freeze()
-    time.sleep(8.0)
-    broker.thaw()
-
-
-@pytest.mark.parametrize("trouble", [killed_and_started_again, frozen_for_longer_than_the_session])
-def test_a_broker_in_trouble_costs_nothing(apache: ApacheKafka, new_stream: Any, trouble: Callable[[ApacheKafka], None]) -> None:
-    stream = new_stream(apache.bootstrap_servers)
-    worker = stream.start_worker(frame_ms=1.0)
-    worker.wait_ready()
-    stream.send([b"image"] * 1_500)
-    stream.answers(at_least=200)
-    trouble(apache)
-    verdicts, _ = stream.answers()
-    assert verdicts.keys() == stream.sent
-    assert worker.end(signal.SIGTERM) == 0, "".join(worker.lines)
 
 
 def test_the_older_of_two_producers_under_one_transactional_id_is_told_and_nothing_of_it_is_seen(bootstrap_servers: str, new_stream: Any) -> None:
     stream = new_stream(bootstrap_servers)
     kafka = stream.settings.model_copy(update={"transactional_id": "pod-0", "processing_guarantee": "exactly_once"})
     raw = RawRecord(kafka.frames_topic, 0, 0, 0, None, b"image", ())
-    older = KafkaProducer(kafka, transactional_id="pod-0")
+    open_producer = cast(Callable[[], TransactionalProducer], Clients().producers(kafka))
+    older = open_producer()
     older.begin()
-    newer = KafkaProducer(kafka, transactional_id="pod-0")
+    newer = open_producer()
     try:
         with pytest.raises(Fenced, match=r"another process uses kafka\.transactional_id"):
             older.send(kafka.verdicts_topic, OutRecord(b"s", b"of the older", ()), answers=raw, on_delivery=lambda: None)
@@ -124,7 +95,7 @@ def test_the_older_of_two_producers_under_one_transactional_id_is_told_and_nothi
     finally:
         older.close(timeout_s=0.0)
         newer.close(timeout_s=0.0)
-    last = KafkaProducer(kafka, transactional_id="pod-0")
+    last = open_producer()
     last.begin()
     last.send(kafka.verdicts_topic, OutRecord(b"s", b"of the last", ()), answers=raw, on_delivery=lambda: None)
     assert last.flush(30.0)
@@ -148,19 +119,3 @@ def test_two_members_share_and_hand_over(bootstrap_servers: str, new_stream: Any
     verdicts, _ = stream.answers()
     assert verdicts.keys() == stream.sent
     assert any("partitions assigned" in line for line in second.lines)
-
-
-def test_a_worker_stopped_for_longer_than_its_session_loses_nothing(bootstrap_servers: str, new_stream: Any) -> None:
-    stream = new_stream(bootstrap_servers, session_timeout_ms=1_000)
-    frozen = stream.start_worker(frame_ms=2.0)
-    frozen.wait_ready()
-    stream.send([b"image"] * 600)
-    stream.answers(at_least=100)
-    frozen.process.send_signal(signal.SIGSTOP)
-    other = stream.start_worker()
-    other.wait_ready()
-    time.sleep(2.0)  # the session of the frozen member ends on the broker's clock
-    frozen.process.send_signal(signal.SIGCONT)
-    verdicts, _ = stream.answers()
-    assert verdicts.keys() == stream.sent
-    assert frozen.end(signal.SIGTERM) == 0, "".join(frozen.lines)

@@ -1,0 +1,510 @@
+"""`Consumer` and `TransactionalProducer` on confluent-kafka (librdkafka): the extra `confluent`, chosen by kafka.client.
+
+librdkafka works on threads of its own and tells what happened only when it is asked: every callback below runs inside `poll`, `commit` or `flush`, on
+the thread that calls (but tokens for OAUTHBEARER, and what `close` brings). Two of its habits shape the consumer:
+
+    Records and events stand in one line. Whoever looks for an event (a rebalance) takes a record out when one stands before it; it is kept here.
+    To pause a partition throws away what was fetched of it, and after its end nothing comes for a second. So `pause` only stops handing records on,
+    and partitions are paused in the client when more than a few fetches are kept.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import confluent_kafka as ck
+from kafka.errors import KafkaError, RetriableError, for_code
+
+from fifa_stream.cluster import BrokerError
+from fifa_stream.config import KafkaSettings, token_provider
+from fifa_stream.consume import (
+    COMMIT_TIMEOUT_MS,
+    REWIND_TIMEOUT_MS,
+    TANSU_SESSION_TIMEOUT_MS,
+    WATERMARKS_TIMEOUT_MS,
+    GroupError,
+    Partition,
+    Rebalance,
+    Watermark,
+)
+from fifa_stream.produce import DeliveryError, Fenced
+from fifa_stream.records import OutRecord, RawRecord
+
+logger = logging.getLogger(__name__)
+client_logger = logging.getLogger("kafka.librdkafka")
+"""Below `kafka`, so that telemetry.kafka_log_level holds for it."""
+
+STATISTICS_EVERY_MS = 60_000
+"""With telemetry.kafka_log_level = DEBUG."""
+KEPT_FETCHES = 4
+"""How many times kafka.max_partition_fetch_bytes is kept here before partitions are paused; they resume at half of it."""
+UNBOUNDED = (1 << 31) - 1
+"""Of librdkafka's own bounds, which count otherwise than kafka.max_unacknowledged_bytes."""
+CLOSE_TIMEOUT_S = 3.0
+TRANSACTION_CALL = 0.4
+"""Part of kafka.call_timeout_ms that either call of a commit may take, so that the watchdog need not end the process."""
+
+_FENCING = frozenset({ck.KafkaError._FENCED, ck.KafkaError.PRODUCER_FENCED, ck.KafkaError.INVALID_PRODUCER_EPOCH})
+_FORBIDDEN = frozenset({ck.KafkaError.TOPIC_AUTHORIZATION_FAILED, ck.KafkaError.GROUP_AUTHORIZATION_FAILED})
+_GONE = frozenset({ck.KafkaError._STATE, ck.KafkaError._UNKNOWN_PARTITION})
+
+
+def client_options(kafka: KafkaSettings) -> dict[str, Any]:
+    """librdkafka's names for what every client shares: addresses, security, log. Raises ConfigError, as `KafkaSettings.secret` does."""
+    options: dict[str, Any] = {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "client.id": "fifa-stream",
+        "security.protocol": kafka.security_protocol,
+        "ssl.endpoint.identification.algorithm": "https",
+        "logger": client_logger,
+    }
+    for option, path in (("ca", kafka.ssl_cafile), ("certificate", kafka.ssl_certfile), ("key", kafka.ssl_keyfile)):
+        if path is not None:
+            options[f"ssl.{option}.location"] = str(path)
+    if (passphrase := kafka.secret("ssl_password")) is not None:
+        options["ssl.key.password"] = passphrase
+    if kafka.security_protocol.startswith("SASL"):
+        options["sasl.mechanism"] = kafka.sasl_mechanism
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            tokens = token_provider(kafka)
+            options["oauth_cb"] = lambda _: ((token := tokens.current()).text, token.expires_at)
+        else:
+            options |= {"sasl.username": kafka.sasl_username, "sasl.password": kafka.secret("sasl_password")}
+    if client_logger.isEnabledFor(logging.DEBUG):
+        options |= {"statistics.interval.ms": STATISTICS_EVERY_MS, "stats_cb": lambda text: client_logger.debug("statistics: %s", text)}
+    return options
+
+
+class ConfluentConsumer:
+    """`Consumer` on confluent-kafka."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        is_tansu: bool,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Nobody is asked yet: the group is joined after `subscribe`. Raises BrokerError for settings that librdkafka refuses."""
+        session_ms = min(kafka.session_timeout_ms, TANSU_SESSION_TIMEOUT_MS) if is_tansu else kafka.session_timeout_ms
+        fetch_bytes = kafka.max_partition_fetch_bytes
+        options = client_options(kafka) | {
+            "group.id": kafka.group_id,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            "partition.assignment.strategy": "range" if is_tansu else "cooperative-sticky",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": min(3_000, max(session_ms // 4, 100)),
+            "max.poll.interval.ms": max(kafka.max_poll_interval_ms, session_ms),
+            "max.partition.fetch.bytes": fetch_bytes,
+            "fetch.max.bytes": fetch_bytes,
+            "message.max.bytes": 1_000,  # its lowest: of a consumer it only bounds fetch.max.bytes from below
+            "queued.max.messages.kbytes": max(1, fetch_bytes >> 10),
+            "fetch.queue.backoff.ms": 10,  # the default of a second is meant for 64 MB in the line; a few megabytes are gone in milliseconds
+            "receive.message.max.bytes": max(100_000_000, fetch_bytes + (1 << 20)),
+            "check.crcs": True,
+            "error_cb": _log_error,
+            "on_commit": self._on_commit,
+        }
+        if kafka.group_instance_id is not None:
+            options["group.instance.id"] = kafka.group_instance_id
+        self._client: ck.Consumer = _made(ck.Consumer, options)
+        self._group_id, self._is_tansu = kafka.group_id, is_tansu
+        self._clock, self._sleep = clock, sleep
+        self._rebalance: Rebalance | None = None
+        self._joined = False
+        self._is_paused = False
+        self._kept: deque[Any] = deque()
+        """Messages that came while events were looked for, in order; what stands in the client's line comes after them."""
+        self._kept_bytes = 0
+        self._max_kept = KEPT_FETCHES * fetch_bytes
+        self._is_full = False
+        """Partitions are paused in the client."""
+        self._begins: dict[Partition, int] = {}
+        """Committed offsets of partitions that have given no record yet: of those librdkafka does not know the position."""
+
+    @property
+    def joined(self) -> bool:
+        """An assignment, if only of no partitions, has come and was not lost."""
+        return self._joined
+
+    def subscribe(self, topic: str, rebalance: Rebalance) -> None:
+        """Join in the background."""
+        logger.info("joining: group=%s topic=%s", self._group_id, topic)
+        self._rebalance = rebalance
+        self._client.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
+        """Records in order within each partition. Raises kafka.errors.KafkaError when the group or the topic is forbidden."""
+        if self._is_paused:
+            if not self._is_full:  # with records at hand the client would not wait
+                self._sleep(timeout_s)
+                timeout_s = 0.0
+            self._keep(self._next(timeout_s))
+            return []
+        if self._kept:
+            self._keep(self._next(0.0))  # only for its events
+            messages = [self._kept.popleft() for _ in range(min(max_records, len(self._kept)))]
+            self._kept_bytes -= sum(map(len, messages))
+            self._resume_client()
+        else:
+            messages = self._at_hand(max_records)
+            if not messages and (first := self._next(timeout_s)) is not None:
+                messages = [first, *self._at_hand(max_records)]
+        return [raw_record(message) for message in messages if message.error() is None or self._report(message.error())]
+
+    def _next(self, timeout_s: float) -> Any:
+        try:
+            return self._client.poll(timeout_s)
+        except ck.KafkaException as error:  # a fatal one
+            raise as_kafka_error(error.args[0]) from None
+
+    def _at_hand(self, max_records: int) -> list[Any]:
+        try:
+            return self._client.consume(max_records, 0.0)  # with a timeout it would wait until all of max_records have come
+        except ck.KafkaException as error:
+            raise as_kafka_error(error.args[0]) from None
+
+    def _keep(self, message: Any) -> None:
+        if message is None or (message.error() is not None and not self._report(message.error())):
+            return
+        self._kept.append(message)
+        self._kept_bytes += len(message)
+        if self._kept_bytes >= self._max_kept:
+            self._client.pause(self._client.assignment())
+            self._is_full = True
+
+    def _resume_client(self) -> None:
+        if self._is_full and not self._is_paused and self._kept_bytes <= self._max_kept // 2:
+            self._client.resume(self._client.assignment())
+            self._is_full = False
+
+    def _forget(self, partitions: Iterable[Partition]) -> None:
+        """Drop what is kept of them: it is fetched again, by us or by others."""
+        gone = set(partitions)
+        for partition in gone:
+            self._begins.pop(partition, None)
+        self._kept = deque(message for message in self._kept if (message.topic(), message.partition()) not in gone)
+        self._kept_bytes = sum(map(len, self._kept))
+
+    def _report(self, error: ck.KafkaError) -> bool:
+        """What stands in the line instead of a record. Returns False: there is no record."""
+        if error.fatal() or error.code() in _FORBIDDEN:
+            raise as_kafka_error(error)
+        client_logger.warning("%s", error)
+        return False
+
+    def pause(self) -> None:
+        """Hand nothing on. The client goes on fetching until what is kept is too much."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Hand on again, first what is kept."""
+        self._is_paused = False
+        self._resume_client()
+
+    def commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Commit, and ask what is committed, up to `COMMIT_TIMEOUT_MS`: the client's own waiting commit has no limit, and the answer to one that does
+        not wait stands in line behind all records. Raises kafka.errors.KafkaError when the group is forbidden."""
+        if self.member() is None:  # a broker would answer a static member without an id by telling it to stop for good
+            logger.warning("commit not sent, the group has put this member out: group=%s", self._group_id)
+            return False
+        try:
+            self._client.commit(offsets=_partitions(positions), asynchronous=True)
+            found = self._client.committed([ck.TopicPartition(*partition) for partition in positions], timeout=COMMIT_TIMEOUT_MS / 1000)
+        except ck.KafkaException as error:
+            cause = as_kafka_error(error.args[0])
+            if not isinstance(cause, RetriableError):
+                raise cause from None
+            logger.warning("commit not accepted, trying again at the next interval: group=%s error=%s", self._group_id, cause)
+            return False
+        return {(at.topic, at.partition): at.offset for at in found if at.error is None} == positions
+
+    def _on_commit(self, error: ck.KafkaError | None, partitions: list[ck.TopicPartition]) -> None:
+        """Why a commit was not accepted, some time later."""
+        error = error or next((at.error for at in partitions if at.error is not None), None)
+        if error is not None and error.code() != ck.KafkaError._NO_OFFSET:
+            logger.warning("commit not accepted, the next one covers it: group=%s error=%s", self._group_id, as_kafka_error(error))
+
+    def member(self) -> object:
+        """Group, member and generation as librdkafka knows them now; None while it has been put out and has not joined again.
+
+        librdkafka forgets its identity some time before it tells of the loss, and a broker takes offsets in a transaction from a member without one.
+        """
+        metadata: bytes = self._client.consumer_group_metadata()
+        return metadata if _is_member(metadata) else None
+
+    def rewind(self, begins: Mapping[Partition, int]) -> None:
+        """Ask the group and seek. Offsets of an open transaction are waited for (KIP-447)."""
+        if not begins:
+            return
+        self._forget(begins)
+        try:
+            found = self._client.committed([ck.TopicPartition(*partition) for partition in begins], timeout=REWIND_TIMEOUT_MS / 1000)
+        except ck.KafkaException as error:
+            raise GroupError(f"the committed offsets of {sorted(begins)} cannot be read: {_text(error)}") from None
+        for committed in found:
+            where = (committed.topic, committed.partition)
+            if committed.error is not None:
+                raise GroupError(f"the committed offset of {where} cannot be read: {committed.error.name()}: {committed.error.str()}")
+            offset = committed.offset if committed.offset >= 0 else begins[where]
+            try:
+                self._client.seek(ck.TopicPartition(*where, offset))
+            except ck.KafkaException as error:
+                if error.args[0].code() in _GONE:
+                    continue  # given up meanwhile: its next owner begins at what is committed
+                raise GroupError(f"{where} cannot go back to offset {offset}: {_text(error)}") from None
+
+    def watermarks(self) -> dict[Partition, Watermark]:
+        """Of partitions that gave a record or have a committed offset. While nothing is fetched the broker is asked for the end."""
+        positions = {(at.topic, at.partition): at.offset for at in self._client.position(self._client.assignment())}
+        positions |= self._committed_of([partition for partition, offset in positions.items() if offset < 0])
+        for message in reversed(self._kept):
+            positions[message.topic(), message.partition()] = message.offset()
+        ends = self._ends(positions)
+        return {
+            partition: Watermark(position, ends[partition])
+            for partition, position in positions.items()
+            if position >= 0 and ends.get(partition, -1) >= position
+        }
+
+    def _committed_of(self, partitions: list[Partition]) -> dict[Partition, int]:
+        if unknown := [ck.TopicPartition(*partition) for partition in partitions if partition not in self._begins]:
+            with contextlib.suppress(ck.KafkaException):
+                found = self._client.committed(unknown, timeout=WATERMARKS_TIMEOUT_MS / 1000)
+                self._begins |= {(at.topic, at.partition): at.offset for at in found if at.error is None}
+        return {partition: self._begins[partition] for partition in partitions if partition in self._begins}
+
+    def _ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        if not self._is_paused or self._is_tansu:  # Tansu would answer wrongly
+            return {partition: self._client.get_watermark_offsets(ck.TopicPartition(*partition), cached=True)[1] for partition in partitions}
+        with contextlib.suppress(ck.KafkaException):
+            asked = [ck.TopicPartition(*partition, ck.OFFSET_END) for partition in partitions]
+            found = self._client.offsets_for_times(asked, timeout=WATERMARKS_TIMEOUT_MS / 1000)
+            return {(at.topic, at.partition): at.offset for at in found if at.error is None}
+        return {}
+
+    def close(self) -> None:
+        """Leave the group; partitions are revoked on the way, on a thread that is left behind with a broker that does not answer."""
+        # librdkafka waits for the answer to every commit, which takes as long as the broker is silent.
+        leaving = threading.Thread(target=self._client.close, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(CLOSE_TIMEOUT_S)
+        if leaving.is_alive():
+            logger.warning("consumer closed without the broker: group=%s", self._group_id)
+
+    # librdkafka calls these inside the methods above. It assigns, and gives up, when they return.
+
+    def _on_assign(self, client: object, assigned: list[ck.TopicPartition]) -> None:
+        partitions = _names(assigned)
+        logger.info("partitions assigned: %s", partitions)
+        self._joined = True
+        self._told.assigned(partitions)
+
+    def _on_revoke(self, client: object, revoked: list[ck.TopicPartition]) -> None:
+        partitions = _names(revoked)
+        logger.info("partitions revoked: %s", partitions)
+        self._forget(partitions)
+        if (positions := self._told.revoked(partitions)) and self.member() is not None:
+            self._client.commit(offsets=_partitions(positions), asynchronous=True)  # sent before the partitions are given up
+
+    def _on_lost(self, client: object, lost: list[ck.TopicPartition]) -> None:
+        partitions = _names(lost)
+        logger.warning("partitions lost, their unfinished records go to another member: %s", partitions)
+        self._joined = False
+        self._forget(partitions)
+        self._told.lost(partitions)
+
+    @property
+    def _told(self) -> Rebalance:
+        assert self._rebalance is not None, "not subscribed"
+        return self._rebalance
+
+
+class ConfluentProducer:
+    """`TransactionalProducer` on confluent-kafka: idempotent, acknowledged by all in-sync replicas. Without an id it has no transactions."""
+
+    def __init__(self, kafka: KafkaSettings, *, transactional_id: str | None = None) -> None:
+        """With an id: ends what an earlier producer of that id left open. Raises DeliveryError when the broker does not answer."""
+        self._is_named = kafka.transactional_id is not None
+        self._max_bytes = kafka.max_unacknowledged_bytes
+        self._call_timeout_s = TRANSACTION_CALL * kafka.call_timeout_ms / 1000
+        self._bytes = 0
+        self._answers: deque[tuple[_Sent, ck.KafkaError | None]] = deque()
+        """Filled by the client inside `poll` and `flush`, emptied in `poll`."""
+        self._is_open = False
+        options = client_options(kafka) | {
+            "enable.idempotence": True,  # and with it: acks of all replicas, order kept over retries
+            "linger.ms": 5,
+            "partitioner": "murmur2_random",  # kafka-python's and Java's: a stream keeps its partition whichever client writes
+            "compression.type": kafka.compression,
+            "message.max.bytes": min(kafka.max_request_bytes, 1_000_000_000),
+            "message.timeout.ms": kafka.delivery_timeout_ms,
+            "queue.buffering.max.messages": 0,
+            "queue.buffering.max.kbytes": UNBOUNDED,
+            "error_cb": _log_error,
+        }
+        if transactional_id is not None:
+            options |= {
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": kafka.transaction_timeout_ms,
+                "message.timeout.ms": min(kafka.delivery_timeout_ms, kafka.transaction_timeout_ms),
+            }
+        self._client: ck.Producer = _made(ck.Producer, options)
+        if transactional_id is not None:
+            try:
+                self._client.init_transactions(kafka.bootstrap_timeout_ms / 1000)
+            except ck.KafkaException as error:
+                raise DeliveryError(f"transactional id {transactional_id!r} cannot be used: {_text(error)}") from None
+
+    @property
+    def has_room(self) -> bool:
+        """True while unacknowledged bytes are below the bound; one record may pass it."""
+        return self._bytes < self._max_bytes
+
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+        """Hand over; never waits."""
+        size = len(record.value or b"")
+        sent, answered = (topic, answers, size, on_delivery), self._answers.append
+        try:
+            self._client.produce(topic, record.value, record.key, on_delivery=lambda error, _: answered((sent, error)), headers=list(record.headers))
+        except ck.KafkaException as error:
+            raise self._failure(sent, error.args[0]) from None
+        self._bytes += size
+
+    def poll(self) -> None:
+        """Take in the answers that have come. Raises Fenced too."""
+        try:
+            self._client.poll(0.0)
+        except ck.KafkaException as error:  # a fatal one: no delivery is reported any more
+            raise self._classified(error.args[0], f"the producer has failed: {_text(error)}") from None
+        while self._answers:
+            sent, failure = self._answers.popleft()
+            self._bytes -= sent[2]
+            if failure is not None:
+                raise self._failure(sent, failure)
+            sent[3]()
+
+    def begin(self) -> None:
+        """Open a transaction; nothing is sent yet."""
+        try:
+            self._client.begin_transaction()
+        except ck.KafkaException as error:
+            raise self._classified(error.args[0], f"no transaction can be opened: {_text(error)}") from None
+        self._is_open = True
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait for the acknowledgements; what they run comes with `poll`. Raises DeliveryError, Fenced."""
+        try:
+            return self._client.flush(timeout_s) == 0
+        except ck.KafkaException as error:
+            raise self._classified(error.args[0], f"the producer has failed: {_text(error)}") from None
+
+    def commit(self, positions: Mapping[Partition, int], member: object) -> None:
+        """Two calls of at most `TRANSACTION_CALL` each. After one that took longer the outcome is unknown: what is committed, the broker says."""
+        if positions and member is None:
+            raise DeliveryError("a transaction was not committed: the group has put this member out, and its records go to another")
+        try:
+            if positions:
+                self._client.send_offsets_to_transaction(_partitions(positions), member, self._call_timeout_s)
+            self._client.commit_transaction(self._call_timeout_s)
+        except ck.KafkaException as error:
+            raise self._classified(error.args[0], f"a transaction was not committed: {_text(error)}") from None
+        self._is_open = False
+
+    def close(self, timeout_s: float) -> None:
+        """End within the time what is open, and forget the rest: it was never committed."""
+        try:
+            if self._is_open and timeout_s:
+                self._client.abort_transaction(timeout_s)  # else readers wait until the broker does it
+            else:
+                self._client.flush(timeout_s)
+        except ck.KafkaException as error:
+            logger.warning("producer closed without the broker: %s", _text(error))
+        self._client.purge()
+
+    def _failure(self, sent: "_Sent", error: ck.KafkaError) -> Exception:
+        topic, raw, *_ = sent
+        return self._classified(
+            error,
+            f"the answer to {raw.place} was not delivered to {topic}: {error.name()}: {error.str()}; "
+            "its offset stays uncommitted, so it is answered again",
+        )
+
+    def _classified(self, error: ck.KafkaError, message: str) -> Exception:
+        if error.code() == ck.KafkaError._FATAL:  # of this the cause is told once, by `poll`
+            try:
+                self._client.poll(0.0)
+            except ck.KafkaException as told:
+                return self._classified(told.args[0], f"{message}: {_text(told)}")
+        if self._is_named and error.code() in _FENCING:
+            return Fenced(f"{message}; another process uses kafka.transactional_id, or this one was silent beyond transaction_timeout_ms")
+        return DeliveryError(message)
+
+
+_Sent = tuple[str, RawRecord, int, Callable[[], None]]
+"""Topic, what it answers, bytes, what its delivery runs."""
+
+
+class _Making(Protocol):
+    def __call__(self, config: dict[str, Any], /) -> Any: ...
+
+
+def _made(client: _Making, options: dict[str, Any]) -> Any:
+    try:
+        return client(options)
+    except ck.KafkaException as error:
+        raise BrokerError(f"librdkafka refuses the settings: {_text(error)}; check the kafka.* settings") from None
+
+
+def raw_record(message: Any) -> RawRecord:
+    """A message of confluent-kafka as ours."""
+    headers = message.headers()
+    return RawRecord(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+        tuple([(name, data or b"") for name, data in headers]) if headers else (),  # a header's value may be null on the wire
+    )
+
+
+def as_kafka_error(error: ck.KafkaError) -> KafkaError:
+    """The broker's errors as kafka-python names them, librdkafka's own as passing ones unless they are fatal."""
+    text = f"{error.name()}: {error.str()}"
+    if error.code() > 0:
+        found: KafkaError = for_code(error.code())(text)
+        return found
+    return KafkaError(text) if error.fatal() else RetriableError(text)
+
+
+def _is_member(metadata: bytes) -> bool:
+    """Whether this names a member at a generation. The bytes are librdkafka's own: b"CGMDv2:", int32 generation, group, NUL, member, NUL, ..."""
+    generation, names = metadata[7:11], metadata[11:].split(b"\0")
+    return metadata.startswith(b"CGMDv2:") and int.from_bytes(generation, sys.byteorder, signed=True) >= 0 and names[1] != b""
+
+
+def _partitions(positions: Mapping[Partition, int]) -> list[ck.TopicPartition]:
+    return [ck.TopicPartition(topic, number, offset) for (topic, number), offset in positions.items()]
+
+
+def _names(partitions: Iterable[ck.TopicPartition]) -> list[Partition]:
+    return sorted((partition.topic, partition.partition) for partition in partitions)
+
+
+def _log_error(error: ck.KafkaError) -> None:
+    client_logger.warning("%s: %s", error.name(), error.str())
+
+
+def _text(error: ck.KafkaException) -> str:
+    cause = error.args[0]
+    return f"{cause.name()}: {cause.str()}" if isinstance(cause, ck.KafkaError) else str(cause)
