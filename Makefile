@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_DEV ?= .venv-dev
+VENV_PEERS ?= .venv-peers
 PIP_INSTALL = -m pip --disable-pip-version-check install --quiet
 UV_VERSION = 0.13.9
 
-.PHONY: demo test lint check bench faults overhead schemas locks lock-tensorrt capacity image sbom
+.PHONY: demo test lint check bench faults soak fuzz overhead schemas locks lock-tensorrt capacity image sbom chart
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,8 +30,22 @@ bench: $(VENV_DEV)/.installed
 faults: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m bench.faults
 
+# So does this; half an hour on a machine that does nothing else.
+soak: $(VENV_DEV)/.installed
+	$(VENV_DEV)/bin/python -m bench.soak
+
+fuzz: $(VENV_DEV)/.installed
+	$(VENV_DEV)/bin/python -m bench.fuzz --out docs/bench/fuzz.md
+
+# Quix Streams, which it compares with, lives in an environment of its own; without it those rows say why they were not run.
 overhead: $(VENV_DEV)/.installed
-	$(VENV_DEV)/bin/python -m bench.overhead
+	-$(MAKE) $(VENV_PEERS)/.installed
+	$(VENV_DEV)/bin/python -m bench.overhead --peers $(VENV_PEERS)/bin/python
+
+$(VENV_PEERS)/.installed: requirements/peers.txt
+	$(PYTHON) -m venv $(VENV_PEERS)
+	$(VENV_PEERS)/bin/python $(PIP_INSTALL) -r requirements/peers.txt
+	touch $@
 
 # Out of the tables that bench and overhead wrote last.
 capacity: $(VENV_DEV)/.installed
@@ -39,6 +54,12 @@ capacity: $(VENV_DEV)/.installed
 schemas: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/python -m fifa_stream.schema
 	$(VENV_DEV)/bin/python -m fifa_stream.asyncapi > docs/contracts/asyncapi.json
+
+# What of the chart follows from the code, and dist/fifa-stream-VERSION.tgz, the same bytes from every checkout.
+chart: $(VENV_DEV)/.installed
+	$(VENV_DEV)/bin/python -m fifa_stream.monitoring
+	$(VENV_DEV)/bin/python -m deploy.helm.generate
+	SOURCE_DATE_EPOCH=$(COMMITTED) $(VENV_DEV)/bin/python -m deploy.helm.package dist
 
 # TARGET=cpu or gpu, for both.
 TARGET ?= cpu

@@ -4,8 +4,12 @@ The key names the inputs of a build (a plan differs from build to build), its fo
 builder waiting for the first.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,6 +26,8 @@ BUILD_REVISION = 1
 """Counts up when the same request would be built differently."""
 LOCK_TIMEOUT_S = 3600.0
 """A build that takes longer than this is taken for hung."""
+LOOK_EVERY_S = 2.0
+"""How often a build that another one makes is looked for."""
 
 
 def ensure(
@@ -43,10 +49,55 @@ def ensure(
                 return folder, build(source, folder, request, told=told)
     except Timeout:
         raise BuildError(f"another builder has held {cache / f'.{key}.lock'} for {timeout_s:g} s; see whether it hangs, or wait for it") from None
+    return folder, _verified(folder, told)
+
+
+def await_built(
+    source: Path,
+    cache: Path,
+    request: BuildRequest,
+    *,
+    timeout_s: float,
+    told: Told = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Path, Manifest]:
+    """The folder of a build that another process makes, and its manifest, verified. Builds nothing and writes nothing.
+
+    Raises BuildError where it is not there within `timeout_s`, else what `ensure` raises.
+    """
+    folder = cache / build_key(source, request)
+    until = clock() + timeout_s
+    if not folder.exists():
+        told(f"{folder}: waited for, {timeout_s:g} s at most")
+    while not folder.exists():
+        if clock() >= until:
+            raise BuildError(
+                f"nobody has built {folder} within {timeout_s:g} s; see why its builder has not finished, or leave --wait out to build it here"
+            )
+        sleep(LOOK_EVERY_S)
+    return folder, _verified(folder, told)
+
+
+def link_to(folder: Path, link: Path) -> None:
+    """Make `link` a symbolic link to the folder, at once in place of an older one. Raises BuildError."""
+    # The folder's name follows from what the build is made of, so who starts the worker cannot know it: the link has a fixed name.
+    made = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        made.symlink_to(folder.resolve())
+        os.replace(made, link)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise BuildError(f"{link} cannot be made a link: {error.strerror}; give --link a new name in a folder where you may write") from None
+
+
+def _verified(folder: Path, told: Told) -> Manifest:
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     told(f"{folder}: built before, manifest {manifest.digest[:12]}")
-    return folder, manifest
+    return manifest
 
 
 def build_key(source: Path, request: BuildRequest) -> str:

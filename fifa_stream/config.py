@@ -230,7 +230,7 @@ class EngineSettings(_Section):
     operating_point: str | None = None
     """Named pair of cuts from the manifest; unset: the manifest's default."""
     stream_operating_points: dict[str, str] = {}
-    """Those of single streams: a pattern of stream ids (`*`, `?`, `[abc]`) to a name; the first that matches counts."""
+    """Those of single streams: a pattern of stream ids (`*`, `?`, `[abc]`) to a name; of those that match the longest counts."""
     explain: Literal["auto", "always", "never"] = "auto"
     """auto: only faces that score at or above the operating point's explain_at."""
     candidate: Path | None = None

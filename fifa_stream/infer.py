@@ -458,13 +458,13 @@ class FramePipeline:
 
 
 class StreamPoints:
-    """Which pair of cuts judges a stream: that of the first pattern its id matches, else the default. Safe for two threads."""
+    """Which pair of cuts judges a stream: that of the longest pattern its id matches, else the default. Safe for two threads."""
 
     def __init__(self, manifest: Manifest, default: OperatingPoint, by_pattern: Mapping[str, str]) -> None:
         """Patterns as of `fnmatch`, case counts. Raises BundleError (unsupported) for a name that the bundle does not have."""
         named = [
             (pattern, find_operating_point(manifest, name, setting=f"engine.stream_operating_points {pattern!r}:"))
-            for pattern, name in by_pattern.items()
+            for pattern, name in sorted(by_pattern.items(), key=lambda item: (-len(item[0]), item[0]))  # not every source of settings keeps an order
         ]
         # Ids repeat from frame to frame; what is remembered of them is bounded.
         self.of: Callable[[str | None], OperatingPoint] = functools.lru_cache(4_096)(

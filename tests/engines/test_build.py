@@ -17,7 +17,7 @@ from engines.build import AcceptanceRefused, BuildRequest, build, planned
 from engines.bundle import Bundle, open_bundle, read_manifest, seal_manifest, verify_files
 from engines.check import check_bundle, parity_rows, parity_text
 from engines.contracts import BundleError, BundleFault
-from engines.ensure import build_key, ensure
+from engines.ensure import await_built, build_key, ensure, link_to
 from engines.trt_build import BuildError, BuildOptions
 
 CHECKPOINT = "c" * 64
@@ -157,6 +157,44 @@ def test_a_build_hung_for_too_long_is_named(exported: Path, tmp_path: Path) -> N
     key = build_key(exported, BuildRequest("onnxruntime", "fp32"))
     with FileLock(tmp_path / f".{key}.lock"), pytest.raises(BuildError, match=r"another builder has held .* for 0.1 s"):
         ensure(exported, tmp_path, BuildRequest("onnxruntime", "fp32"), timeout_s=0.1)
+
+
+def test_who_waits_for_a_build_gets_it_and_builds_nothing(exported: Path, tmp_path: Path) -> None:
+    request, cache, now = BuildRequest("onnxruntime", "fp32"), tmp_path / "cache", [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= 6:
+            ensure(exported, cache, request)
+
+    folder, manifest = await_built(exported, cache, request, timeout_s=60, clock=lambda: now[0], sleep=sleep)
+    assert now[0] == 6 and manifest == read_manifest(folder) and folder == cache / build_key(exported, request)
+
+
+def test_a_build_that_nobody_makes_is_waited_for_in_vain_and_named(exported: Path, tmp_path: Path) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    with pytest.raises(BuildError, match=r"nobody has built .* within 5 s"):
+        await_built(exported, tmp_path / "cache", BuildRequest("onnxruntime", "fp32"), timeout_s=5, clock=lambda: now[0], sleep=sleep)
+    assert not list(tmp_path.iterdir()), "who waits writes nothing"
+
+
+def test_a_link_moves_from_one_build_to_the_next_at_once(tmp_path: Path) -> None:
+    link = tmp_path / "run" / "engine"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        link_to(tmp_path / name, link)
+        assert link.resolve() == tmp_path / name and [path.name for path in link.parent.iterdir()] == ["engine"]
+
+
+def test_a_link_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    with pytest.raises(BuildError, match=r"engine cannot be made a link: .*; give --link a new name"):
+        link_to(tmp_path, tmp_path / "engine")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
 def test_whatever_changes_a_build_changes_its_key(exported: Path) -> None:

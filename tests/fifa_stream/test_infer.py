@@ -112,8 +112,8 @@ def test_without_a_face_the_frame_is_inconclusive(make_bench: MakeBench, make_im
     assert _codes(verdict.notes) == [NoteCode.NO_FACE] and bench.analyzer.batches == []
 
 
-def test_each_stream_is_judged_by_the_first_point_that_its_id_matches(make_bench: MakeBench, make_image: MakeImage) -> None:
-    bench = make_bench(stream_points={"live-*": "strict", "live-7": "toy"})
+def test_each_stream_is_judged_by_the_longest_pattern_that_its_id_matches(make_bench: MakeBench, make_image: MakeImage) -> None:
+    bench = make_bench(stream_points={"live*": "toy", "live-*": "strict"})
     coordinates = InputCoordinates(topic="t", partition=0, offset=0, timestamp_ms=0, stream_id="live-7")
     here, there = bench.pipeline.judge(
         [EncodedImage(make_image(), input=coordinates.model_copy(update={"stream_id": name})) for name in ("live-7", "studio")]
