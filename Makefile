@@ -24,7 +24,7 @@ lint: $(VENV_DEV)/.installed
 check: lint test
 
 bench: $(VENV_DEV)/.installed
-	$(VENV_DEV)/bin/python bench/run.py
+	$(VENV_DEV)/bin/python -m bench.run
 
 # Needs KAFKA_HOME, an unpacked Apache Kafka, and Java.
 faults: $(VENV_DEV)/.installed

@@ -187,6 +187,9 @@ class KafkaProducer:
             self._producer.close(timeout=timeout_s)
         except KafkaError as error:
             logger.warning("producer closed without the broker: %s", type(error).__name__)
+            # kafka-python 3.0.12 raises before it has ended its sender, which then goes on sending for ever; and raises again when it is collected.
+            self._producer._sender.force_close()
+            self._producer._closed = True
 
 
 def check_topics(kafka: KafkaSettings) -> None:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from bench import faults
-from fifa_stream.config import LimitSettings
 from fifa_stream.exits import ExitCode
 from fifa_stream.produce import Fenced, TransactionalProducer
 from fifa_stream.records import OutRecord, RawRecord
@@ -53,28 +52,12 @@ def test_every_record_ends_as_exactly_one_answer_and_sigterm_drains(
     assert exactly_once_answered(stream) == (960, 40)
 
 
-def test_five_kills_lose_nothing_and_repeat_no_more_than_was_in_flight(bootstrap_servers: str, new_stream: Any) -> None:
-    stream = new_stream(bootstrap_servers)
-    stream.send([b"image" * 400] * 3_000)
-    for kill in range(NUM_KILLS):
-        worker = stream.start_worker(frame_ms=1.0)
-        worker.wait_ready()
-        stream.answers(at_least=(kill + 1) * 300)
-        worker.end(signal.SIGKILL)
-    stream.start_worker().wait_ready()
-    verdicts, letters = stream.answers()
-    assert verdicts.keys() == stream.sent
-    assert not letters
-    repeats = sum(verdicts.values()) - len(verdicts)
-    # A kill repeats what was in flight and what was answered since the last commit: at most 200 frames of 1 ms in an interval of 200 ms.
-    assert repeats <= NUM_KILLS * (LimitSettings().max_in_flight_records + 200)
-    print(f"{NUM_KILLS} kills, {len(stream.sent)} records, 0 lost, {repeats} repeated")
-
-
-def test_with_exactly_once_five_kills_lose_and_repeat_nothing(apache: ApacheKafka, client: Client) -> None:
-    """The schedule of `make faults`, short."""
-    tally = faults.run(apache, "exactly_once", kills=NUM_KILLS, records=1_000, seed=1, client=client)
-    assert (tally.sent, tally.lost, tally.repeated, tally.foreign, dict(tally.others)) == (NUM_KILLS * 1_000, 0, 0, 0, {})
+@pytest.mark.parametrize("guarantee", faults.GUARANTEES)
+def test_five_kills_lose_nothing_and_repeat_nothing_that_was_committed(apache: ApacheKafka, guarantee: str, client: Client) -> None:
+    """The schedule of `make faults`, short. With exactly_once nothing is repeated at all."""
+    tally = faults.run(apache, guarantee, kills=NUM_KILLS, records=1_000, seed=1, client=client)
+    assert tally.keeps(guarantee), tally
+    assert (tally.sent, dict(tally.others)) == (NUM_KILLS * 1_000, {})
 
 
 def test_the_older_of_two_producers_under_one_transactional_id_is_told_and_nothing_of_it_is_seen(bootstrap_servers: str, new_stream: Any) -> None:
