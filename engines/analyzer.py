@@ -157,11 +157,7 @@ class Analyzer:
         type_probs_BF = softmax(encoded["type_logits"])
         grid = self.manifest.preprocess.grid
         maps_BHW = sigmoid(encoded["artifact_logits"]).reshape(-1, grid, grid)
-        wanted = [
-            _Asked(i)
-            for i, policy in enumerate(explain)
-            if policy == "always" or (policy == "auto" and scores_B[i] >= points_B[i].explain_at)
-        ]
+        wanted = [_Asked(i) for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= points_B[i].explain_at)]
         queried = {row: query for row, query in enumerate(queries or ()) if query is not None}
         asked = self._asked(encoded, list(queried), list(queried.values()))
         together = [replace(one, deadline_s=deadlines_s[one.row]) for one in (*wanted, *asked)]

@@ -134,7 +134,7 @@ def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = N
 def _open_parts(folder: Path, manifest: Manifest, threads: int) -> dict[PartName, Engine]:
     """Every graph in the backend that the manifest names."""
     if manifest.backend == "onnxruntime":
-        return {name: OrtEngine(folder / part.file, part, threads=threads) for name, part in manifest.parts.items()}
+        return {name: OrtEngine(folder / part.file, part, threads=threads, groups_rows=name == "encoder") for name, part in manifest.parts.items()}
     from engines.trt_runtime import TrtEngine, check_build  # what serves on a CPU never asks for a GPU's libraries
 
     check_build(manifest, folder)

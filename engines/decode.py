@@ -4,7 +4,10 @@ Row i of the KV cache belongs to the i-th live question, so a step runs live row
 their rows are placed where others ended. The cache is as long as its longest row needs, in eighths of the whole capacity: attention over slots costs
 by capacity, not by what is used. The state never leaves the backend (`engines.runtime.Bound`).
 
-Shapes: B rows, S tokens of a question, E width, V vocabulary.
+A step runs the last token of every row and guesses of those behind it (`engines.drafts`): where a guess is what the row then chooses, the step has
+written one token more. A wrong guess costs nothing but its place: it is overwritten before anything sees it, as padding is.
+
+Shapes: B rows, S tokens of a question or a step, E width, V vocabulary.
 """
 
 import math
@@ -20,11 +23,15 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.contracts import DecoderSpec
+from engines.drafts import GUESSES, Drafts
 from engines.prompts import EOS, SEG, MarkupAutomaton, PhraseTrie
 from engines.runtime import Bound, Engine
 
 SLOTS = 16
 """Questions answered together: past 8-16 rows a slot cache gains nothing on a CPU."""
+STEP_TOKENS = 12
+"""Tokens of all rows in one step with guesses: from seven rows on nothing is guessed. ONNX Runtime multiplies up to twelve rows at a time on x86, so the
+thirteenth token costs more than it is likely to save."""
 
 
 class End(StrEnum):
@@ -101,13 +108,23 @@ class DecodeLoop:
     """Answers questions with the decoder of a bundle. Not thread-safe: it runs an engine."""
 
     def __init__(
-        self, bundle: Bundle, *, slots: int = SLOTS, lengths: Sequence[int] | None = None, clock_s: Callable[[], float] = time.monotonic
+        self,
+        bundle: Bundle,
+        *,
+        slots: int = SLOTS,
+        lengths: Sequence[int] | None = None,
+        drafts: Drafts | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`slots` questions are answered together; `lengths` of the cache rise up to the capacity, None takes `cache_lengths`."""
+        """`slots` questions are answered together; `lengths` of the cache rise up to the capacity, None takes `cache_lengths`.
+
+        `drafts` guesses what comes next; None guesses on a CPU, and not on a GPU, where graphs are recorded for steps of one token.
+        """
         self._engine, self._spec, self._slots, self._clock_s = bundle.engines["decoder"], bundle.manifest.decoder, slots, clock_s
         self._vocabulary, self._table_VE = bundle.vocabulary, bundle.token_embeddings_VE
         self._eos, self._seg = (bundle.vocabulary.ids[token] for token in (EOS, SEG))
         self._lengths = tuple(lengths or cache_lengths(self._engine, self._spec))
+        self._drafts = drafts or Drafts(GUESSES if bundle.manifest.backend == "onnxruntime" else 0)
 
     def answers(self, questions: Iterable[Question]) -> Iterator[tuple[int, Written]]:
         """Answer every question; yield the number of the question and the answer as soon as it ends.
@@ -135,7 +152,7 @@ class DecodeLoop:
                 _close_up(cache.bound, rows, ended)
             if all(row.is_live for row in rows):
                 cache = self._fitted(cache, rows)
-                self._step(cache.bound, rows)
+                self._step(cache, rows)
 
     def read(self, inputs: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """Run over (S, E) inputs together and decode nothing: `logits` (B, S, V) and `hidden` (B, S, E), S of the longest."""
@@ -175,26 +192,39 @@ class DecodeLoop:
         cache.bound.place(slots, fresh.bound, range(len(admitted)))
         return cache
 
-    def _step(self, bound: Bound, rows: list[_Row]) -> None:
-        """Run the last token of every row and choose the next."""
-        tokens = [row.written.ids[-1] for row in rows]
-        positions_B1 = np.array([[row.position] for row in rows], np.int64)
-        out = bound.run({"inputs_embeds": self._table_VE[tokens][:, None], "positions": positions_B1})
+    def _step(self, cache: _Cache, rows: list[_Row]) -> None:
+        """Run the last token of every row with what is guessed behind it; choose the next tokens as far as the guesses are right."""
+        room = min(cache.length - max(row.position for row in rows), self._at_once(rows)) - 1
+        lines = [[row.written.ids[-1], *self._drafts.guess(row.written.ids, room)] for row in rows]
+        longest = max(len(line) for line in lines)
+        tokens_BS = np.array([[*line, *line[-1:] * (longest - len(line))] for line in lines])
+        positions_BS = np.array([row.position for row in rows], np.int64)[:, None] + np.arange(longest)
+        out = cache.bound.run({"inputs_embeds": self._table_VE[tokens_BS], "positions": positions_BS})
         now_s = self._clock_s()
-        for row, token, logits_1V, hidden_1E in zip(rows, tokens, out["logits"], out["hidden"], strict=True):
-            if token == self._seg:
-                row.written.seg_embeds.append(hidden_1E[0].copy())
-            row.position += 1
-            row.go_on(logits_1V[0], self._eos, now_s)
+        for row, line, logits_SV, hidden_SE in zip(rows, lines, out["logits"], out["hidden"], strict=True):
+            for token, guess, logits_V, hidden_E in zip(line, [*line[1:], None], logits_SV, hidden_SE, strict=False):
+                if token == self._seg:
+                    row.written.seg_embeds.append(hidden_E.copy())
+                row.position += 1
+                row.go_on(logits_V, self._eos, now_s)
+                if not row.is_live or row.written.ids[-1] != guess:
+                    break
+            if not row.is_live:
+                self._drafts.learn(row.written.ids)
 
     def _fitted(self, cache: _Cache, rows: list[_Row]) -> _Cache:
         """The cache, or its rows in another: longer when a next token does not fit, shorter when a whole length stays to spare."""
-        wanted, held = self._at(max(row.position for row in rows) + 1), self._lengths.index(cache.length)
+        tokens = max(row.position for row in rows) + self._at_once(rows)
+        wanted, held = self._at(min(tokens, self._spec.capacity)), self._lengths.index(cache.length)
         if wanted <= held <= wanted + 1:
             return cache
         fitted = self._empty(len(rows), self._lengths[wanted if wanted > held else wanted + 1])
         fitted.bound.place(range(len(rows)), cache.bound, range(len(rows)))
         return fitted
+
+    def _at_once(self, rows: list[_Row]) -> int:
+        """Tokens of each row in a step, guesses among them."""
+        return max(1, min(1 + self._drafts.guesses, STEP_TOKENS // len(rows)))
 
     def _at(self, tokens: int) -> int:
         """Which is the smallest of the lengths that holds so many tokens."""

@@ -93,5 +93,8 @@ def whole_image_crop(image_HWC: NDArray[np.uint8], size: int) -> Crop:
 
 def to_model_input(crops_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return image_BCHW float32, normalised by ImageNet statistics, from (B, H, W, 3) uint8 RGB."""
-    scaled = (crops_BHWC.astype(np.float32) / 255.0 - IMAGE_MEAN) / IMAGE_STD
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    image_BCHW = crops_BHWC.transpose(0, 3, 1, 2).astype(np.float32, order="C")  # planes first: what follows then runs along whole rows, in place
+    image_BCHW /= 255.0
+    image_BCHW -= IMAGE_MEAN[:, None, None]
+    image_BCHW /= IMAGE_STD[:, None, None]
+    return image_BCHW

@@ -6,6 +6,7 @@ Markup is `<p> phrase </p> [SEG]`: a phrase, then the token whose hidden state d
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -121,8 +122,10 @@ class Vocabulary:
             self.ids[token] = token_id
         self.size = tokenizer.get_vocab_size()
         special = set(self.ids.values())
-        self.look_alikes = tuple(i for token, i in tokenizer.get_vocab().items() if i not in special and set("<[") & set(token))
-        """Ordinary tokens that could spell markup letter by letter."""
+        look_alikes = [i for token, i in tokenizer.get_vocab().items() if i not in special and set("<[") & set(token)]
+        never = (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS, SEG)  # a [SEG] without a phrase would put masks and phrases out of step
+        self.blocked = np.array([*(self.ids[token] for token in never), *look_alikes])
+        """What no answer says outside of a phrase: these, and ordinary tokens that could spell markup letter by letter."""
 
     def prompt_ids(self, task: Task, level: Level = "image", phrase: str | None = None) -> list[int]:
         """The tokens of `question(task, level, phrase)`."""
@@ -154,7 +157,7 @@ class Vocabulary:
         return re.sub(r" ([.,;:])", r"\1", " ".join(out))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PhraseTrie:
     """Which tokens may follow inside `<p>`: the FICT phrases as token sequences."""
 
@@ -172,7 +175,7 @@ class PhraseTrie:
             children.setdefault(ids, set()).add(vocabulary.ids[PHRASE_END])
         return PhraseTrie({prefix: tuple(sorted(allowed)) for prefix, allowed in children.items()})
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest phrase, `</p>` included."""
         return max(len(prefix) for prefix in self.children) + 1
@@ -183,8 +186,7 @@ class MarkupAutomaton:
 
     def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int) -> None:
         self._ids, self._trie = vocabulary.ids, trie
-        never = (PAD, BOS, SEP, PHRASE_END, REGION, BBOX, DET, CLS, SEG)  # a [SEG] without a phrase would put masks and phrases out of step
-        self._blocked = [*(self._ids[token] for token in never), *vocabulary.look_alikes]
+        self._blocked = vocabulary.blocked
         self._phrase: tuple[int, ...] | None = None
         self._seg_due = False
         self._left = max_new_tokens
@@ -198,7 +200,7 @@ class MarkupAutomaton:
             return ids[SEG]
         if self._phrase is not None:
             allowed = self._trie.children[self._phrase]
-            token = max(allowed, key=lambda candidate: float(logits_V[candidate]))
+            token = allowed[int(logits_V.take(allowed).argmax())]
             if token == ids[PHRASE_END]:
                 self._phrase, self._seg_due = None, True
             else:

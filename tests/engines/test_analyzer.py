@@ -47,7 +47,7 @@ class BoundScript:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         script, positions = self._script, feeds["positions"]
-        if positions.shape[1] > 1:
+        if positions[0, 0] == 0:
             self._rows[: len(positions)] = [int(value) for value in feeds["inputs_embeds"][:, 0, 0]]
         script.steps.append(len(positions))
         logits = np.zeros((*positions.shape, script.spec.vocab_size), np.float32)

@@ -1,6 +1,7 @@
 """The decode loop over a toy that forgives no misplaced row, over the exported graph and over torch: whoever is beside, an answer is the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from engines.bundle import Bundle
 from engines.contracts import TensorSpec
 from engines.decode import DecodeLoop, End, Question, Written, cache_lengths
+from engines.drafts import Drafts
+from engines.preprocess import to_model_input
 from engines.prompts import PhraseTrie
+from engines.runtime import OrtEngine
 
 BUDGETS = (1, 3, 30, 13, 21, 2, 34, 8)
 Lengths = tuple[int, ...]
@@ -79,9 +83,22 @@ def asked(bundle: Bundle, budgets: Sequence[int] = BUDGETS) -> list[Question]:
     ]
 
 
+class Babble(Drafts):
+    """Guesses as it likes: what the answer will say, something else, or nothing."""
+
+    def __init__(self, answers: Sequence[Sequence[int]], seed: int, vocab_size: int) -> None:
+        super().__init__(5)
+        self._answers, self._rng, self._vocab_size = answers, np.random.default_rng(seed), vocab_size
+
+    def guess(self, ids: Sequence[int], room: int) -> list[int]:
+        right = next((answer[len(ids) :] for answer in self._answers if list(answer[: len(ids)]) == list(ids)), [])
+        guessed = [int(token) if self._rng.random() < 0.8 else int(self._rng.integers(self._vocab_size)) for token in [*right, 0, 0]]
+        return guessed[: min(room, int(self._rng.integers(6)))]
+
+
 def alone(bundle: Bundle, questions: Sequence[Question]) -> list[Written]:
-    """Each question by itself in a cache of the whole capacity."""
-    loop = DecodeLoop(bundle, slots=1, lengths=[bundle.manifest.decoder.capacity])
+    """Each question by itself in a cache of the whole capacity, token by token."""
+    loop = DecodeLoop(bundle, slots=1, lengths=[bundle.manifest.decoder.capacity], drafts=Drafts(0))
     return [written for question in questions for _, written in loop.answers([question])]
 
 
@@ -93,11 +110,12 @@ def cache_lengths_of(draw: st.DrawFn, capacity: int) -> Lengths:
     return (*sorted(draw(st.sets(st.integers(20, capacity - 1), max_size=6))), capacity)
 
 
-def assert_as_alone(bundle: Bundle, name: str, order: Sequence[int], slots: int, lengths: Lengths | None) -> None:
+def assert_as_alone(bundle: Bundle, name: str, order: Sequence[int], slots: int, lengths: Lengths | None, seed: int) -> None:
     questions = asked(bundle)
     if name not in ALONE:
         ALONE[name] = alone(bundle, questions)
-    found = dict(DecodeLoop(bundle, slots=slots, lengths=lengths).answers(questions[number] for number in order))
+    drafts = Babble([written.ids for written in ALONE[name]], seed, bundle.manifest.decoder.vocab_size)
+    found = dict(DecodeLoop(bundle, slots=slots, lengths=lengths, drafts=drafts).answers(questions[number] for number in order))
     assert sorted(found) == list(range(len(order)))
     for place, number in enumerate(order):
         written, wanted = found[place], ALONE[name][number]
@@ -109,21 +127,23 @@ ORDERS = st.lists(st.integers(0, len(BUDGETS) - 1), max_size=14)
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), order=ORDERS, slots=st.integers(1, 9))
-def test_any_admission_writes_what_each_question_alone_writes(sponge: Bundle, data: st.DataObject, order: list[int], slots: int) -> None:
-    assert_as_alone(sponge, "sponge", order, slots, data.draw(cache_lengths_of(sponge.manifest.decoder.capacity)))
+@given(data=st.data(), order=ORDERS, slots=st.integers(1, 9), seed=st.integers(0, 99))
+def test_any_admission_and_any_guess_write_what_each_question_alone_writes(
+    sponge: Bundle, data: st.DataObject, order: list[int], slots: int, seed: int
+) -> None:
+    assert_as_alone(sponge, "sponge", order, slots, data.draw(cache_lengths_of(sponge.manifest.decoder.capacity)), seed)
 
 
 @pytest.mark.parametrize("backend", ["served", "reference"])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), order=ORDERS, slots=st.integers(1, 9))
-def test_any_admission_writes_the_tokens_of_each_question_alone_on_every_backend(
-    request: pytest.FixtureRequest, backend: str, data: st.DataObject, order: list[int], slots: int
+@given(data=st.data(), order=ORDERS, slots=st.integers(1, 9), seed=st.integers(0, 99))
+def test_any_admission_and_any_guess_write_the_tokens_of_each_question_alone_on_every_backend(
+    request: pytest.FixtureRequest, backend: str, data: st.DataObject, order: list[int], slots: int, seed: int
 ) -> None:
     bundle = request.getfixturevalue(backend)
     spec = bundle.manifest.decoder
     is_open = len(cache_lengths(bundle.engines["decoder"], spec)) > 1
-    assert_as_alone(bundle, backend, order, slots, data.draw(cache_lengths_of(spec.capacity)) if is_open else None)
+    assert_as_alone(bundle, backend, order, slots, data.draw(cache_lengths_of(spec.capacity)) if is_open else None, seed)
 
 
 def runs_of(sponge: Bundle) -> list[tuple[int, int, int, int]]:
@@ -137,7 +157,7 @@ def test_a_slot_that_falls_free_is_filled_at_once_and_only_live_rows_run(sponge:
     runs, questions = runs_of(sponge), asked(sponge, [20] * 9)
     sizes = [len(written.ids) for written in alone(sponge, questions)]
     runs.clear()
-    list(DecodeLoop(sponge, slots=4).answers(questions))
+    list(DecodeLoop(sponge, slots=4, drafts=Drafts(0)).answers(questions))
     assert runs[0][0] == 4 and sum(rows for rows, tokens, *_ in runs if tokens > 1) == 9
     steps = [rows for rows, tokens, *_ in runs if tokens == 1]
     assert sum(steps) == sum(sizes), "no step is run for a row that ended"
@@ -149,7 +169,7 @@ def test_a_slot_that_falls_free_is_filled_at_once_and_only_live_rows_run(sponge:
 def test_the_cache_is_as_long_as_its_longest_row_needs_or_one_length_longer(sponge: Bundle) -> None:
     runs, capacity = runs_of(sponge), sponge.manifest.decoder.capacity
     lengths = (*range(20, capacity, 5), capacity)
-    list(DecodeLoop(sponge, slots=3, lengths=lengths).answers(asked(sponge, (100, 2, 2, 9, 9, 9, 40, 5, 5))))
+    list(DecodeLoop(sponge, slots=3, lengths=lengths, drafts=Drafts(0)).answers(asked(sponge, (100, 2, 2, 9, 9, 9, 40, 5, 5))))
     for _, _, length, position in runs:
         needed = next(at for at, one in enumerate(lengths) if one > position)
         assert lengths.index(length) in (needed, needed + 1)
@@ -176,6 +196,36 @@ def test_answers_come_as_they_end_and_questions_are_taken_no_sooner_than_a_slot_
         assert len(taken) <= len(given) + 2
         given.append(number)
     assert given == [1, 2, 3, 4, 0]
+
+
+def test_an_answer_given_before_is_written_in_a_quarter_of_the_steps(sponge: Bundle) -> None:
+    runs, (question,) = runs_of(sponge), asked(sponge, [60])
+    loop = DecodeLoop(sponge, slots=1)
+    ((_, first),) = loop.answers([question])
+    slow = len(runs) - 1
+    runs.clear()
+    ((_, again),) = loop.answers([question])
+    assert again == first and slow >= 20
+    assert len(runs) - 1 == math.ceil(slow / 4), "a step writes the token it must and the three that were guessed"
+
+
+def test_guesses_leave_room_in_the_cache_to_its_last_slot(sponge: Bundle) -> None:
+    spec, question = sponge.manifest.decoder, asked(sponge, [1])[0]
+    question = replace(question, budget=spec.capacity - len(question.inputs_SE))
+    (whole,) = alone(sponge, [question])
+    runs = runs_of(sponge)
+    drafts = Babble([whole.ids], 3, spec.vocab_size)
+    ((_, written),) = DecodeLoop(sponge, slots=1, drafts=drafts).answers([question])
+    assert written.ids == whole.ids and max(position for *_, position in runs) < spec.capacity
+
+
+def test_a_gpu_is_given_one_token_a_step(sponge: Bundle) -> None:
+    runs, questions = runs_of(sponge), asked(sponge, [20, 20])
+    bundle = replace(sponge, manifest=sponge.manifest.model_copy(update={"backend": "tensorrt"}))
+    loop = DecodeLoop(bundle, slots=1)
+    for _ in range(2):
+        list(loop.answers(questions[:1]))
+    assert {tokens for _, tokens, *_ in runs} == {1, len(questions[0].inputs_SE)}
 
 
 def test_nothing_asked_runs_nothing(sponge: Bundle) -> None:
@@ -265,6 +315,31 @@ def test_the_first_rows_run_without_the_others(backend: str, request: pytest.Fix
         for name in ("logits", "hidden"):
             assert len(found[name]) == rows
             np.testing.assert_allclose(found[name], wanted[name][:rows], atol=1e-5)
+
+
+def test_rows_that_run_in_groups_give_what_they_give_together(served: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, grouped = bound_rows(served, 7), bound_rows(served, 7)
+    monkeypatch.setattr(grouped, "_tokens_together", 20)
+    for first, count in ((0, 9), (9, 1), (10, 11), (21, 30)):  # groups of two rows, all seven, one and one
+        feeds = fed(served, 7, first, count, seed=first)
+        wanted = {name: array.copy() for name, array in together.run(feeds).items()}
+        found = grouped.run(feeds)
+        for name in ("logits", "hidden"):
+            np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+    for name, array in together._kept.items():
+        np.testing.assert_allclose(grouped._kept[name], array, atol=1e-5)
+
+
+def test_a_face_scores_the_same_in_whatever_group_it_runs(served: Bundle, crops: Callable[[int], NDArray[np.uint8]]) -> None:
+    part = served.manifest.parts["encoder"]
+    image_BCHW = to_model_input(crops(5))
+    found = [
+        OrtEngine(served.folder / part.file, part, threads=threads, groups_rows=grouped).run({"image": image_BCHW})
+        for threads, grouped in ((1, False), (1, True), (2, True))
+    ]
+    for name, together in found[0].items():
+        for in_groups in found[1:]:
+            np.testing.assert_allclose(in_groups[name], together, atol=1e-5)
 
 
 def test_the_runtime_writes_the_very_memory_that_rows_are_copied_from(served: Bundle) -> None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from trainer.bundle import draft_manifest, seal, write_parts
 from trainer.config import tiny
 from trainer.model import FiFaMLLM
-from trainer.warm_start import load_bundle_encoder
+from trainer.warm_start import load_bundle, load_bundle_encoder
 
 
 def _stand_in_detector() -> onnx.ModelProto:
@@ -48,6 +48,17 @@ def test_every_weight_of_the_encoder_comes_back_in_its_place(saved: tuple[FiFaML
     for name, parameter in fresh.encoder.named_parameters():
         if "mask_token" not in name:
             torch.testing.assert_close(parameter, want[f"encoder.{name}"], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_every_weight_comes_back_in_its_place(saved: tuple[FiFaMLLM, Path]) -> None:
+    model, folder = saved
+    fresh = FiFaMLLM(tiny().model)
+    load_bundle(fresh, folder)
+    want = dict(model.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        if "mask_token" not in name:
+            torch.testing.assert_close(parameter, want[name], rtol=0, atol=0)
 
 
 def test_a_model_of_other_sizes_is_refused(saved: tuple[FiFaMLLM, Path]) -> None:
