@@ -3,6 +3,7 @@
 Score path: one run of the encoder for the whole batch. Explain path: all texts of the batch through one decode loop, then one run of the mask decoder
 for all their [SEG] states. Scoring never waits for text.
 A face may be asked about one region or box: what is asked stands in the prompt, as FICT's words or as the `<bbox>` embedding of the box encoder.
+Where the manifest says so, a region is located in the crop's mirror image too, and the two answers are averaged.
 """
 
 import time
@@ -70,6 +71,15 @@ class _Asked:
     box: Box | None = None
     box_embed_E: NDArray[np.float32] | None = None
     deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What localisation reads before anything is decided."""
+
+    tampered_probability: float
+    seg_embed_E: NDArray[np.float32]
+    """The state that drives the mask, should the answer be tampered."""
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -166,7 +176,7 @@ class Analyzer:
         explanations = {
             one.row: text for one, answer, text in zip(wanted, told, texts, strict=False) if answer.end is not End.LATE
         }  # the texts of the queries come behind
-        answers = dict(zip(queried, self._area_answers(encoded, asked, texts[len(wanted) :]), strict=True))
+        answers = dict(zip(queried, self._area_answers(encoded, crops_BHWC, asked, texts[len(wanted) :]), strict=True))
         return [
             Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i), answers.get(i))
             for i in range(count)
@@ -191,12 +201,14 @@ class Analyzer:
     ) -> list[AreaAnswer]:
         """Answer one query for each of the rows. Localisation decides; a text that says otherwise, or nothing, gives way to its sentence."""
         asked = self._asked(encoded, rows, queries)
-        return self._area_answers(encoded, asked, self._explanations(encoded, crops_BHWC, asked, self._tell(encoded, asked, "age")))
+        texts = self._explanations(encoded, crops_BHWC, asked, self._tell(encoded, asked, "age"))
+        return self._area_answers(encoded, crops_BHWC, asked, texts)
 
-    def _area_answers(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], texts: Sequence[Explanation]) -> list[AreaAnswer]:
+    def _area_answers(
+        self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked], texts: Sequence[Explanation]
+    ) -> list[AreaAnswer]:
         """Locate what is asked and put it beside the texts."""
-        located = self._locate(encoded["prefix_embeds"], asked)
-        masks_MHW, confidence_M = self.masks(encoded, [one.row for one in asked], located)
+        located, masks_MHW, confidence_M = self._locate_areas(encoded, crops_BHWC, asked)
         size = self.manifest.preprocess.mask_size
         answers, shown = [], 0
         for one, place, text in zip(asked, located, texts, strict=True):
@@ -209,6 +221,33 @@ class Analyzer:
             answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, text))
             shown += tampered
         return answers
+
+    def _locate_areas(
+        self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked]
+    ) -> tuple[list[Answer], NDArray[np.float32], NDArray[np.float32]]:
+        """Localisation of each area, with the masks and confidences of the tampered ones; regions as the manifest says, from one view or two."""
+        places = self._places(encoded["prefix_embeds"], asked)
+        probabilities = [place.tampered_probability for place in places]
+        regions = [number for number, one in enumerate(asked) if one.concept is not None] if self.manifest.mirrored_regions else []
+        mirror, twins = self._mirrored(crops_BHWC, [asked[number] for number in regions]) if regions else ({}, [])
+        seen = self._places(mirror["prefix_embeds"], twins) if regions else []
+        for number, place in zip(regions, seen, strict=True):
+            probabilities[number] = (probabilities[number] + place.tampered_probability) / 2
+        located = [self._loc_answer(*told) for told in zip(asked, places, probabilities, strict=True)]
+        masks_MHW, confidence_M = self.masks(encoded, [one.row for one in asked], located)
+        again = [self._loc_answer(*told) for told in zip(twins, seen, [probabilities[number] for number in regions], strict=True)]
+        mirrored_KHW, mirrored_confidence_K = self.masks(mirror, [twin.row for twin in twins], again)
+        marked = [number for number, answer in enumerate(located) if answer.seg_embeds]
+        both = [marked.index(number) for number in regions if located[number].seg_embeds]
+        masks_MHW[both] = (masks_MHW[both] + mirrored_KHW[:, :, ::-1]) / 2
+        confidence_M[both] = (confidence_M[both] + mirrored_confidence_K) / 2
+        return located, masks_MHW, confidence_M
+
+    def _mirrored(self, crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked]) -> tuple[dict[str, NDArray[Any]], list[_Asked]]:
+        """The faces that are asked about a region, seen in a mirror and encoded, and the same questions there: a right cheek is a left one."""
+        rows = sorted({one.row for one in asked})
+        twins = [self._in_words(rows.index(one.row), fict.mirrored(one.concept or "")) for one in asked]
+        return self.encode(crops_BHWC[rows][:, :, ::-1]), twins
 
     def tell(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task) -> list[Answer]:
         """Answer one task about the whole face for rows of an encoded batch, as it is served: a face that its score calls real is told clean."""
@@ -288,22 +327,30 @@ class Analyzer:
         return answers
 
     def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[Answer]:
+        """Answers of localisation to each of `asked`."""
+        places = self._places(prefix_embeds_BPE, asked)
+        return [self._loc_answer(one, place, place.tampered_probability) for one, place in zip(asked, places, strict=True)]
+
+    def _loc_answer(self, one: _Asked, place: _Place, probability: float) -> Answer:
+        """What is answered at that probability."""
+        tampered = probability >= 0.5
+        ids = self._bundle.vocabulary.tokenizer.encode(loc_answer(tampered, one.level, one.phrase)).ids
+        return Answer(ids, [place.seg_embed_E] if tampered else [], within=one.box, tampered_probability=probability)
+
+    def _places(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[_Place]:
         """Localisation has two answers, so nothing is decoded: one run over the question and the longer answer tells which begins, and its [SEG]."""
-        vocabulary, answers = self._bundle.vocabulary, []
+        vocabulary, places = self._bundle.vocabulary, []
         for first in range(0, len(asked), self._slots):
             together = asked[first : first + self._slots]
             either = [[vocabulary.tokenizer.encode(loc_answer(state, one.level, one.phrase)).ids for state in (True, False)] for one in together]
             inputs = [self._inputs(prefix_embeds_BPE, one, "loc", behind=tampered) for one, (tampered, _) in zip(together, either, strict=True)]
             out = self._loop.read(inputs)
-            for row, (one, inputs_SE, (tampered, clean)) in enumerate(zip(together, inputs, either, strict=True)):
+            for row, (inputs_SE, (tampered, clean)) in enumerate(zip(inputs, either, strict=True)):
                 begins = len(inputs_SE) - len(tampered)
                 begun_V = out["logits"][row, begins - 1]
                 probability = float(sigmoid(begun_V[tampered[0]] - begun_V[clean[0]]))
-                answer = Answer(tampered if probability >= 0.5 else clean, within=one.box, tampered_probability=probability)
-                if probability >= 0.5:
-                    answer.seg_embeds = [out["hidden"][row, begins + tampered.index(vocabulary.ids[SEG])].copy()]
-                answers.append(answer)
-        return answers
+                places.append(_Place(probability, out["hidden"][row, begins + tampered.index(vocabulary.ids[SEG])].copy()))
+        return places
 
     def _trie(self, concept: str | None) -> PhraseTrie:
         """The phrases an answer may use: all of FICT, or those of the asked concept and below it."""

@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 FORGERY_TYPES = ("identity_swap", "expression_swap", "attribute_manipulation", "entire_synthesis")
 """The four families, in the order of every type vector."""
 
-MANIFEST_SCHEMA = "1.2"
+MANIFEST_SCHEMA = "1.3"
 """1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only. 1.2 adds `build`: how and
-for what the parts were compiled; bundles before it are ONNX as exported."""
+for what the parts were compiled; bundles before it are ONNX as exported. 1.3 adds `mirrored_regions`; bundles before it locate in the crop alone."""
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1), far edges exclusive."""
@@ -300,7 +300,7 @@ class PreprocessSpec(_Closed):
 class Manifest(_Closed):
     """All that is known of a bundle; read and checked before any other file is opened."""
 
-    schema_version: Literal["1.0", "1.1", "1.2"] = "1.2"
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3"] = "1.3"
     name: str
     version: str
     precision: Literal["fp32", "fp16", "bf16"]
@@ -314,6 +314,8 @@ class Manifest(_Closed):
     fict_depth: Literal[5, 14, 33, 112]
     query_levels: tuple[QueryLevel, ...] = ()
     """What may be asked about beside the whole face."""
+    mirrored_regions: bool = False
+    """A region is located in the crop and in its mirror image, and the two answers are averaged: a face that is asked about one is encoded twice."""
     calibration: Calibration
     operating_points: dict[str, OperatingPoint]
     default_operating_point: str

@@ -155,6 +155,12 @@ def concepts() -> dict[str, Concept]:
     return found
 
 
+def mirrored(concept_id: str) -> str:
+    """The concept on the other side of the face; one that has no side is its own."""
+    other = {"right": "left", "left": "right"}
+    return "_".join(other.get(word, word) for word in concept_id.split("_"))
+
+
 @cache
 def by_phrase() -> dict[str, str]:
     """Concept id by the words that name it; where a part and its only sub-part share words ('hair'), the part."""

@@ -129,6 +129,7 @@ def draft_manifest(
         "forgery_types": list(FORGERY_TYPES),
         "fict_depth": 112,
         "query_levels": ["region", "box"],
+        "mirrored_regions": True,
         "calibration": uncalibrated.model_dump(mode="json"),
         "operating_points": {"uncalibrated": point.model_dump(mode="json")},
         "default_operating_point": "uncalibrated",

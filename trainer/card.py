@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import read_manifest
-from engines.contracts import Manifest
+from engines.contracts import MANIFEST_SCHEMA, Manifest
 from trainer.bundle import seal
 from trainer.fifa_bench.report import as_markdown
 
@@ -41,6 +41,8 @@ survey set was never trained on.
 |---|---|---|---|
 {points}
 
+{regions}
+
 # Measured on the *report* part
 
 In brackets 95 % intervals from a bootstrap over identities. `fifa-train evaluate` prints these tables; docs/fifa-bench.md defines every figure.
@@ -56,20 +58,31 @@ In brackets 95 % intervals from a bootstrap over identities. `fifa-train evaluat
 - Error rates by group are measured where our sets say anything (table above): few people; age and ancestry are not labelled in our data.
 """
 
+REGIONS = {
+    True: "An asked region is located in the crop and in its mirror image, and the two answers are averaged; a box is asked of the crop alone.",
+    False: "Asked regions and boxes are located in the crop alone.",
+}
+"""By the manifest's `mirrored_regions`."""
 
-def write_card(folder: Path, tables: Mapping[str, Any]) -> Manifest:
-    """Write `MODEL_CARD.md` and the manifest's `metrics` from measured tables, and seal the bundle again."""
+
+def write_card(folder: Path, tables: Mapping[str, Any], *, mirrored_regions: bool | None = None) -> Manifest:
+    """Write `MODEL_CARD.md` and the manifest's `metrics` from measured tables, and seal the bundle again.
+
+    `mirrored_regions` is how regions were asked about when that was measured; None leaves what the manifest says.
+    """
     manifest = read_manifest(folder)
+    body = json.loads(manifest.model_dump_json())
+    if mirrored_regions is not None:
+        body |= {"schema_version": MANIFEST_SCHEMA, "mirrored_regions": mirrored_regions}
     tables = dict(tables) | _kept_parity(manifest, tables)
     points = "\n".join(f"| {name} | {p.fake_at:.4g} | {p.real_below:.4g} | {p.fpr_target} |" for name, p in manifest.operating_points.items())
     (folder / "MODEL_CARD.md").write_text(
         CARD.format(
             name=manifest.name, version=manifest.version, precision=manifest.precision, min_px=32,
             calibration_method=manifest.calibration.method.capitalize(), scale=manifest.calibration.scale, bias=manifest.calibration.bias,
-            fitted_on=manifest.calibration.fitted_on, points=points, tables=_shown(tables),
+            fitted_on=manifest.calibration.fitted_on, points=points, regions=REGIONS[body["mirrored_regions"]], tables=_shown(tables),
         )
     )  # fmt: skip
-    body = json.loads(manifest.model_dump_json())
     body["metrics"] = flatten({title: table for title, table in tables.items() if title in IN_MANIFEST or title.startswith(PARITY)})
     return seal(folder, body)
 

@@ -363,6 +363,13 @@ def evaluate(
         typer.Option(help="NAME=FILE, repeatable: another system beside the engine, predictions (.jsonl) or raw scores of faces (.json)."),
     ] = None,
     seal: Annotated[bool, typer.Option("--seal", help="Write the figures into the bundle's manifest and model card.")] = False,
+    mirrored: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirrored-regions/--no-mirrored-regions",
+            help="Locate asked regions in the mirror image too, or not, whatever the manifest says; --seal writes it there.",
+        ),
+    ] = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = 0,
 ) -> None:
@@ -381,7 +388,7 @@ def evaluate(
             raise typer.BadParameter("an engine is measured on faces; give --data (and --annotations)", param_hint="--data")
         tables = _evaluate_engine(
             data, annotations, engine, model, part, bench, out,
-            robustness=robustness, text=text, workers=workers, threads=threads, baseline=baseline or [],
+            robustness=robustness, text=text, mirrored=mirrored, workers=workers, threads=threads, baseline=baseline or [],
         )  # fmt: skip
     if out is not None:
         write_report(tables, out)
@@ -389,15 +396,16 @@ def evaluate(
         from engines.bundle import bundled_engine
         from trainer.card import write_card
 
-        manifest = write_card(engine or bundled_engine(), tables)
+        manifest = write_card(engine or bundled_engine(), tables, mirrored_regions=mirrored)
         typer.echo(f"sealed: digest {manifest.digest[:12]}", err=True)
     typer.echo(as_markdown(tables))
 
 
 def _evaluate_engine(
     data: str, annotations: Path | None, engine: Path | None, model: Path | None, part: str, bench: Path | None, out: Path | None,
-    *, robustness: int, text: bool, workers: int, threads: int, baseline: list[str],
+    *, robustness: int, text: bool, mirrored: bool | None, workers: int, threads: int, baseline: list[str],
 ) -> Any:  # fmt: skip
+    from dataclasses import replace
     from typing import cast, get_args
 
     from engines.analyzer import Analyzer
@@ -421,7 +429,10 @@ def _evaluate_engine(
     if annotations is not None:
         build_bench(faces, annotations, cast(Part, part), folder, workers=workers)
     path = engine or bundled_engine()
-    analyzer = Analyzer(open_bundle(path, threads=threads))
+    bundle = open_bundle(path, threads=threads)
+    if mirrored is not None:
+        bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"mirrored_regions": mirrored}))
+    analyzer = Analyzer(bundle)
     tables, _, predicted = evaluate_engine(analyzer, folder, faces, text=text, others=others)
     if model is not None:
         tables |= parity_tables(path, model, of_part(faces, cast(Part, part)), threads=threads)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
 from engines.bundle import Bundle
-from engines.contracts import Analysis, AreaQuery, BundleError, BundleFault, Label, OperatingPoint
+from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, Label, OperatingPoint
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, cache_names
@@ -396,6 +396,74 @@ def test_localisation_decides_and_the_text_follows(analyzer: Analyzer, crops: Cr
         assert analysis.answer.tampered == (analysis.answer.tampered_probability >= 0.5)
         if not analysis.answer.tampered:
             assert not analysis.answer.mask_probability_HW.any() and analysis.answer.explanation.evidence == ()
+
+
+def mirroring(bundle: Bundle, mirrored_regions: bool) -> Analyzer:
+    """Its analyzer, with regions located in the mirror image too or not."""
+    return Analyzer(replace(bundle, manifest=bundle.manifest.model_copy(update={"mirrored_regions": mirrored_regions})))
+
+
+def located(analyzer: Analyzer, images_BHWC: NDArray[np.uint8], queries: Sequence[AreaQuery]) -> list[AreaAnswer]:
+    """Answers by localisation alone: no time is left for their texts."""
+    count = len(images_BHWC)
+    analyses = analyzer.analyze(images_BHWC, explain=["never"] * count, queries=queries, seconds_left=[-1.0] * count)
+    return [analysis.answer for analysis in analyses if analysis.answer is not None]
+
+
+@pytest.mark.parametrize("backend", ["served", "reference"])
+@pytest.mark.parametrize(
+    ("query", "twin"),
+    [
+        pytest.param("right_lower_cheek", "left_lower_cheek", id="side"),
+        pytest.param("nose", "nose", id="middle"),
+    ],
+)
+def test_a_region_and_its_twin_in_the_mirror_get_one_answer(
+    backend: str, query: str, twin: str, crops: Crops, request: pytest.FixtureRequest
+) -> None:
+    images = crops(3)
+    analyzer, alone = (mirroring(request.getfixturevalue(backend), also) for also in (True, False))
+
+    def answers(who: Analyzer, images_BHWC: NDArray[np.uint8], region: str) -> list[AreaAnswer]:
+        return located(who, images_BHWC, [region] * 3)
+
+    told, mirrored = answers(analyzer, images, query), answers(analyzer, np.ascontiguousarray(images[:, :, ::-1]), twin)
+    for one, other in zip(told, mirrored, strict=True):
+        assert one.tampered_probability == pytest.approx(other.tampered_probability, abs=PARITY)
+        np.testing.assert_allclose(one.mask_probability_HW, other.mask_probability_HW[:, ::-1], atol=10 * PARITY)
+        assert one.mask_confidence == pytest.approx(other.mask_confidence, abs=10 * PARITY)
+    views = answers(alone, images, query), answers(alone, np.ascontiguousarray(images[:, :, ::-1]), twin)
+    means = [(one.tampered_probability + other.tampered_probability) / 2 for one, other in zip(*views, strict=True)]
+    np.testing.assert_allclose([one.tampered_probability for one in told], means, atol=PARITY)
+    assert max(abs(one.tampered_probability - mean) for one, mean in zip(views[0], means, strict=True)) > 10 * PARITY, "the views differ"
+
+
+def test_only_faces_that_are_asked_about_a_region_are_seen_in_the_mirror(served: Bundle, crops: Crops) -> None:
+    seen: list[int] = []
+
+    class Counted:
+        inputs, outputs = served.engines["encoder"].inputs, served.engines["encoder"].outputs
+
+        def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            seen.append(len(feeds["image"]))
+            return served.engines["encoder"].run(feeds)
+
+    counted: Any = replace(served, engines={**served.engines, "encoder": Counted()})
+    queries: list[AreaQuery | None] = [None, "nose", None, (0.0, 0.0, 20.0, 20.0)]
+    for also, asked in ((True, queries), (True, None), (False, queries)):
+        mirroring(counted, also).analyze(crops(4), explain=["never"] * 4, queries=asked, seconds_left=[-1.0] * 4)
+    assert seen == [4, 1, 4, 4]
+
+
+def test_a_mixed_batch_in_the_mirror_is_its_questions_one_by_one(served: Bundle, crops: Crops) -> None:
+    images = crops(5)
+    queries: list[AreaQuery] = ["right_cheek", (0.0, 0.0, 14.0, 14.0), "nose", (3.0, 20.0, 50.0, 33.0), "left_iris"]
+    together = located(mirroring(served, True), images, queries)
+    for row, (one, query) in enumerate(zip(together, queries, strict=True)):
+        for mirrored_regions in [True] if isinstance(query, str) else [True, False]:  # boxes are asked of the crop alone
+            (alone,) = located(mirroring(served, mirrored_regions), images[row : row + 1], [query])
+            assert one.tampered_probability == pytest.approx(alone.tampered_probability, abs=PARITY)
+            np.testing.assert_allclose(one.mask_probability_HW, alone.mask_probability_HW, atol=10 * PARITY)
 
 
 def test_what_cannot_be_asked_is_refused(analyzer: Analyzer, reference: Bundle, crops: Crops) -> None:

@@ -62,6 +62,14 @@ def test_left_and_right_concepts_come_in_pairs() -> None:
             assert phrase.replace("right ", "left ", 1) in phrases
 
 
+def test_every_concept_has_its_own_twin_in_the_mirror() -> None:
+    for name, concept in fict.concepts().items():
+        twin = fict.concepts()[fict.mirrored(name)]
+        assert fict.mirrored(twin.id) == name and twin.level == concept.level
+        assert {fict.mirrored(atom) for atom in concept.atoms} == set(twin.atoms)
+        assert (twin.id == name) == (not {"left", "right"} & set(name.split("_")))
+
+
 def test_tree_is_that_of_the_shared_proposal() -> None:
     source = SHARED / "facts" / "fict.json"
     if not source.exists():

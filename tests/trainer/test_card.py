@@ -1,8 +1,10 @@
 """The card says what was measured, and keeps what can no longer be."""
 
+import json
 from pathlib import Path
 
-from engines.contracts import PartSpec
+from engines.bundle import read_manifest
+from engines.contracts import PartSpec, canonical_digest
 from engines.export import file_spec
 from trainer.bundle import draft_manifest, seal
 from trainer.card import flatten, write_card
@@ -34,6 +36,25 @@ def test_parity_outlives_its_checkpoint_until_it_is_measured_again(tmp_path: Pat
     assert third.metrics == again.metrics
     fresh = write_card(tmp_path, TABLES | {"parity": {"against torch, as stored": {"max_score_difference": 2e-6}}})
     assert 1e-6 not in fresh.metrics.values() and 2e-6 in fresh.metrics.values()
+
+
+def test_how_areas_were_asked_is_sealed_with_the_figures(tmp_path: Path) -> None:
+    _sealed(tmp_path)
+    for asked, stated in ((False, False), (None, False), (True, True), (None, True)):
+        assert write_card(tmp_path, TABLES, mirrored_regions=asked).mirrored_regions is stated
+        assert read_manifest(tmp_path).mirrored_regions is stated
+        assert ("mirror image" in (tmp_path / "MODEL_CARD.md").read_text()) is stated
+
+
+def test_a_bundle_of_before_the_mirror_answers_from_the_crop_alone(tmp_path: Path) -> None:
+    _sealed(tmp_path)
+    body = json.loads((tmp_path / "manifest.json").read_text())
+    del body["mirrored_regions"]
+    body |= {"schema_version": "1.2"}
+    (tmp_path / "manifest.json").write_text(json.dumps(body | {"digest": canonical_digest(body)}))
+    assert not read_manifest(tmp_path).mirrored_regions
+    told = write_card(tmp_path, TABLES, mirrored_regions=True)
+    assert (told.schema_version, told.mirrored_regions) == ("1.3", True)
 
 
 def test_tables_become_one_level_of_names() -> None:
