@@ -1,4 +1,4 @@
-"""`make overhead`: what a record costs on Apache Kafka, beside a bare kafka-python loop that writes the same bytes.
+"""`make overhead`: what a record costs on Apache Kafka, with either client, beside a bare loop and Quix Streams, which write the same bytes.
 
 20 KB frames; the engine is a no-op: no decoding, no detection, the smallest valid verdict. Every loop commits once a second. Each run is a process of
 its own on a topic that is full already, timed from its first record to its last commit; the loops take turns, and the median of the rounds counts.
@@ -6,6 +6,7 @@ Needs KAFKA_HOME and Java.
 """
 
 import argparse
+import base64
 import json
 import os
 import statistics
@@ -22,15 +23,16 @@ from kafka import OffsetAndMetadata, TopicPartition
 
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings
-from fifa_stream.consume import KafkaConsumer
-from fifa_stream.records import InputCoordinates, RawRecord, Verdict, parse_frame, verdict_record
+from fifa_stream.records import InputCoordinates, OutRecord, RawRecord, Verdict, parse_frame, verdict_record
 from fifa_stream.runner import Clients, Result, Runner, spare_the_collector
 from fifa_stream.send import frame_record
 from fifa_stream.testing import ToyProcessor, toy_result
 from tests.integration.apache_kafka import ApacheKafka
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOPS = ("bare", "at_least_once", "exactly_once")
+OURS = ("at_least_once", "exactly_once", "confluent_at_least_once", "confluent_exactly_once")
+PEERS = ("quix_at_least_once", "quix_exactly_once")
+LOOPS = ("bare", *OURS, *PEERS)
 FRAME = os.urandom(20_000)
 TOPIC, NUM_PARTITIONS = "overhead.frames", 3
 
@@ -38,22 +40,28 @@ TOPIC, NUM_PARTITIONS = "overhead.frames", 3
 def settings(bootstrap: str, loop: str, run: str) -> KafkaSettings:
     """Each run has a group and an output topic of its own."""
     return KafkaSettings(
+        client="confluent-kafka" if loop.startswith("confluent") else "kafka-python",
         bootstrap_servers=bootstrap,
         group_id=run,
         frames_topic=TOPIC,
         verdicts_topic="overhead.verdicts",
         dead_letters_topic="overhead.dead-letters",
-        processing_guarantee="exactly_once" if loop == "exactly_once" else "at_least_once",
+        processing_guarantee="exactly_once" if loop.endswith("exactly_once") else "at_least_once",
         compression="none",
     )
 
 
-def bare(kafka: KafkaSettings, count: int) -> float:
-    """poll, send, and once a second flush and commit. The bytes of the answer are made once."""
+def the_answer() -> OutRecord:
+    """What loops that judge nothing write."""
     raw = RawRecord(TOPIC, 0, 0, 0, b"stream-0", FRAME, ())
     frame = parse_frame(raw, max_value_bytes=1 << 20)
     result: Any = toy_result(frame)
-    answer = verdict_record(result, frame)
+    return verdict_record(result, frame)
+
+
+def bare(kafka: KafkaSettings, count: int) -> float:
+    """poll, send, and once a second flush and commit. The bytes of the answer are made once."""
+    answer = the_answer()
     consumer = kafka_python.KafkaConsumer(
         TOPIC,
         **kafka.client_options(),
@@ -102,9 +110,7 @@ class Counting(ToyProcessor):
             made = toy_result(frames[0])
             assert isinstance(made, Verdict)
             self._made = made
-        results: list[Result] = [
-            self._made.model_copy(update={"id": frame.raw.place, "input": InputCoordinates.of(frame)}) for frame in frames
-        ]
+        results: list[Result] = [self._made.model_copy(update={"id": frame.raw.place, "input": InputCoordinates.of(frame)}) for frame in frames]
         self.left -= len(frames)
         if self.left <= 0 and self.runner is not None:
             self.runner.stop()
@@ -123,12 +129,36 @@ def ours(kafka: KafkaSettings, count: int) -> float:
     )
     processor = Counting(count)
     clients = Clients()
-    consumer = KafkaConsumer(kafka, is_tansu=find_cluster(kafka).is_tansu, max_poll_records=500)
+    consumer = clients.consumer(kafka, find_cluster(kafka), 500)
     runner = Runner(tree, processor, consumer=consumer, open_producer=clients.producers(kafka))
     processor.runner = runner
     spare_the_collector()
     runner.run()
     return time.perf_counter() - processor.began
+
+
+def quix_command(python: Path, loop: str, kafka: KafkaSettings, folder: Path) -> list[str]:
+    """Of a run of Quix Streams; `--run` and `--records` are to be added."""
+    answer, file = the_answer(), folder / "answer.json"
+    headers = [(name, base64.b64encode(data).decode()) for name, data in answer.headers]
+    file.write_text(json.dumps({"value": base64.b64encode(answer.value or b"").decode(), "headers": headers}))
+    guarantee = loop.removeprefix("quix_").replace("_", "-")
+    command = [str(python), str(ROOT / "bench" / "quix_peer.py"), "--bootstrap", kafka.bootstrap_servers, "--guarantee", guarantee]
+    return [*command, "--frames", TOPIC, "--verdicts", kafka.verdicts_topic, "--answer", str(file)]
+
+
+def why_no_peers(python: Path) -> str | None:
+    """Why Quix Streams cannot be run, or None."""
+    if not python.is_file():
+        return f"{python} does not exist"
+    done = subprocess.run([str(python), "-c", "import quixstreams"], capture_output=True, text=True, check=False)
+    return done.stderr.splitlines()[-1] if done.returncode else None
+
+
+def beside_quix(wall: dict[str, float]) -> str:
+    """Both ratios."""
+    once, exactly = (wall[f"confluent_{guarantee}"] / wall[f"quix_{guarantee}"] for guarantee in ("at_least_once", "exactly_once"))
+    return f"at least once {once:.2f}, exactly once {exactly:.2f} (asked 1.25)"
 
 
 def main() -> int:
@@ -137,7 +167,8 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=12_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "overhead.md")
-    parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python", help="Python of an environment with Quix Streams")
+    parser.add_argument("--loop", choices=("bare", *OURS), help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,8 +183,10 @@ def main() -> int:
     if home is None:
         print("skipped: needs Apache Kafka; set KAFKA_HOME")
         return 0
-    walls: dict[str, list[float]] = {loop: [] for loop in LOOPS}
-    cpus: dict[str, list[float]] = {loop: [] for loop in LOOPS}
+    no_peers = why_no_peers(options.peers)
+    loops = [loop for loop in LOOPS if no_peers is None or loop not in PEERS]
+    walls: dict[str, list[float]] = {loop: [] for loop in loops}
+    cpus: dict[str, list[float]] = {loop: [] for loop in loops}
     with tempfile.TemporaryDirectory() as folder, ApacheKafka(Path(home), Path(folder)) as broker:
         kafka = settings(broker.bootstrap_servers, "bare", "fill")
         create_topics(kafka, {TOPIC: NUM_PARTITIONS, kafka.verdicts_topic: NUM_PARTITIONS, kafka.dead_letters_topic: 1}, replication=1)
@@ -165,8 +198,10 @@ def main() -> int:
                 producer.flush()
         producer.close()
         for round_number in range(options.rounds):
-            for loop in LOOPS:
+            for loop in loops:
                 command = [sys.executable, "-m", "bench.overhead", "--loop", loop, "--bootstrap", broker.bootstrap_servers]
+                if loop in PEERS:
+                    command = quix_command(options.peers, loop, kafka, Path(folder))
                 command += ["--run", f"{loop}-{round_number}", "--records", str(options.records)]
                 answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()[-1])
                 walls[loop].append(1e6 * answer["wall"] / options.records)
@@ -183,12 +218,13 @@ def main() -> int:
         "| loop | us a record | CPU us | range |",
         "|---|---|---|---|",
     ]
-    for loop in LOOPS:
+    for loop in loops:
         lines.append(f"| {loop} | {wall[loop]:.0f} | {statistics.median(cpus[loop]):.0f} | {min(walls[loop]):.0f}-{max(walls[loop]):.0f} |")
     lines += [
         "",
         f"At least once / bare: {wall['at_least_once'] / wall['bare']:.2f} (asked 1.25). Exactly once / at least once: "
         f"{wall['exactly_once'] / wall['at_least_once']:.2f} (asked 1.35).",
+        f"On confluent-kafka / Quix Streams: {beside_quix(wall) if no_peers is None else f'not run: {no_peers}'}.",
         "",
     ]
     options.out.write_text("\n".join(lines))

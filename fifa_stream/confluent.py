@@ -1,21 +1,23 @@
 """`Consumer` and `TransactionalProducer` on confluent-kafka (librdkafka): the extra `confluent`, chosen by kafka.client.
 
-librdkafka works on threads of its own and tells what happened only when it is asked: every callback below runs inside `poll`, `commit` or `flush`, on
-the thread that calls (but tokens for OAUTHBEARER, and what `close` brings). Two of its habits shape the consumer:
+librdkafka works on threads of its own and tells what happened only when it is asked: every callback below runs inside a call, on the thread that
+calls (but tokens for OAUTHBEARER, and what closing the consumer brings). Two of its habits shape the consumer:
 
     Records and events stand in one line. Whoever looks for an event (a rebalance) takes a record out when one stands before it; it is kept here.
     To pause a partition throws away what was fetched of it, and after its end nothing comes for a second. So `pause` only stops handing records on,
     and partitions are paused in the client when more than a few fetches are kept.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import logging
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import confluent_kafka as ck
 from kafka.errors import KafkaError, RetriableError, for_code
@@ -32,6 +34,7 @@ from fifa_stream.consume import (
     Rebalance,
     Watermark,
 )
+from fifa_stream.oauth import ClientCredentialsTokens, FileTokens, TokenError
 from fifa_stream.produce import DeliveryError, Fenced
 from fifa_stream.records import OutRecord, RawRecord
 
@@ -41,13 +44,26 @@ client_logger = logging.getLogger("kafka.librdkafka")
 
 STATISTICS_EVERY_MS = 60_000
 """With telemetry.kafka_log_level = DEBUG."""
+QUEUED_FETCHES = 4
+"""How many times kafka.max_partition_fetch_bytes may stand in the client's line: with one, it fetches a quarter as fast."""
 KEPT_FETCHES = 4
-"""How many times kafka.max_partition_fetch_bytes is kept here before partitions are paused; they resume at half of it."""
+"""The same for what is kept here before partitions are paused; they resume at half of it."""
+MAX_OPTION_BYTES = 1_000_000_000
+"""Highest value of librdkafka's options for fetch and message sizes ..."""
+MAX_QUEUED_KBYTES = (1 << 21) - 1
+"""... and of that for its line."""
 UNBOUNDED = (1 << 31) - 1
 """Of librdkafka's own bounds, which count otherwise than kafka.max_unacknowledged_bytes."""
+FIRST_NAP_S = 0.0005
+"""Of a poll while paused; doubled each time. A fast engine is through in a millisecond, and for a slow one the loop need not turn a thousand times a
+second."""
+REQUEST_TIMEOUT_MS = 30_000
+"""As with kafka-python: a connection that has fallen silent is given up after this long."""
 CLOSE_TIMEOUT_S = 3.0
-TRANSACTION_CALL = 0.4
-"""Part of kafka.call_timeout_ms that either call of a commit may take, so that the watchdog need not end the process."""
+WAIT_LONGER_S = 0.5
+"""For a timeout of librdkafka to be told as such."""
+TRANSACTION_CALL_S = 5.0
+"""For either call of a commit: it takes milliseconds, and one that takes long is better begun again."""
 
 _FENCING = frozenset({ck.KafkaError._FENCED, ck.KafkaError.PRODUCER_FENCED, ck.KafkaError.INVALID_PRODUCER_EPOCH})
 _FORBIDDEN = frozenset({ck.KafkaError.TOPIC_AUTHORIZATION_FAILED, ck.KafkaError.GROUP_AUTHORIZATION_FAILED})
@@ -55,7 +71,7 @@ _GONE = frozenset({ck.KafkaError._STATE, ck.KafkaError._UNKNOWN_PARTITION})
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """librdkafka's names for what every client shares: addresses, security, log. Raises ConfigError, as `KafkaSettings.secret` does."""
+    """librdkafka's names for what every client shares: addresses, security, log. Raises TokenError, ConfigError (`KafkaSettings.secret`)."""
     options: dict[str, Any] = {
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": "fifa-stream",
@@ -71,8 +87,9 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
     if kafka.security_protocol.startswith("SASL"):
         options["sasl.mechanism"] = kafka.sasl_mechanism
         if kafka.sasl_mechanism == "OAUTHBEARER":
-            tokens = token_provider(kafka)
-            options["oauth_cb"] = lambda _: ((token := tokens.current()).text, token.expires_at)
+            show = functools.partial(_show_token, token_provider(kafka))
+            show("")  # told here why there is none: of a callback that fails librdkafka says after ten seconds that it failed
+            options["oauth_cb"] = show
         else:
             options |= {"sasl.username": kafka.sasl_username, "sasl.password": kafka.secret("sasl_password")}
     if client_logger.isEnabledFor(logging.DEBUG):
@@ -80,21 +97,24 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
     return options
 
 
+def _show_token(tokens: FileTokens | ClientCredentialsTokens, _: str) -> tuple[str, float]:
+    """Called on a thread of librdkafka, when 80 % of the last token's life have passed, and again until there is one."""
+    try:
+        token = tokens.current()
+    except TokenError as error:
+        logger.warning("no OAuth token: %s", error)
+        raise
+    return token.text, token.expires_at
+
+
 class ConfluentConsumer:
     """`Consumer` on confluent-kafka."""
 
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        *,
-        is_tansu: bool,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        """Nobody is asked yet: the group is joined after `subscribe`. Raises BrokerError for settings that librdkafka refuses."""
+    def __init__(self, kafka: KafkaSettings, *, is_tansu: bool, sleep: Callable[[float], object] = time.sleep) -> None:
+        """Nobody is asked yet: the group is joined after `subscribe`. Raises BrokerError for settings that librdkafka refuses, or without a token."""
         session_ms = min(kafka.session_timeout_ms, TANSU_SESSION_TIMEOUT_MS) if is_tansu else kafka.session_timeout_ms
-        fetch_bytes = kafka.max_partition_fetch_bytes
-        options = client_options(kafka) | {
+        fetch_bytes = min(kafka.max_partition_fetch_bytes, MAX_OPTION_BYTES)
+        options = {
             "group.id": kafka.group_id,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
@@ -106,21 +126,23 @@ class ConfluentConsumer:
             "max.partition.fetch.bytes": fetch_bytes,
             "fetch.max.bytes": fetch_bytes,
             "message.max.bytes": 1_000,  # its lowest: of a consumer it only bounds fetch.max.bytes from below
-            "queued.max.messages.kbytes": max(1, fetch_bytes >> 10),
-            "fetch.queue.backoff.ms": 10,  # the default of a second is meant for 64 MB in the line; a few megabytes are gone in milliseconds
+            "queued.max.messages.kbytes": min(max(1, QUEUED_FETCHES * fetch_bytes >> 10), MAX_QUEUED_KBYTES),
+            "fetch.queue.backoff.ms": 10,  # with the default of a second a full line, once empty, would stay empty for long
             "receive.message.max.bytes": max(100_000_000, fetch_bytes + (1 << 20)),
             "check.crcs": True,
+            "socket.timeout.ms": REQUEST_TIMEOUT_MS,
             "error_cb": _log_error,
             "on_commit": self._on_commit,
         }
         if kafka.group_instance_id is not None:
             options["group.instance.id"] = kafka.group_instance_id
-        self._client: ck.Consumer = _made(ck.Consumer, options)
+        self._client: ck.Consumer = _made(ck.Consumer, kafka, options, BrokerError)
         self._group_id, self._is_tansu = kafka.group_id, is_tansu
-        self._clock, self._sleep = clock, sleep
+        self._sleep = sleep
         self._rebalance: Rebalance | None = None
         self._joined = False
         self._is_paused = False
+        self._nap_s = FIRST_NAP_S
         self._kept: deque[Any] = deque()
         """Messages that came while events were looked for, in order; what stands in the client's line comes after them."""
         self._kept_bytes = 0
@@ -145,15 +167,16 @@ class ConfluentConsumer:
         """Records in order within each partition. Raises kafka.errors.KafkaError when the group or the topic is forbidden."""
         if self._is_paused:
             if not self._is_full:  # with records at hand the client would not wait
-                self._sleep(timeout_s)
+                self._sleep(min(self._nap_s, timeout_s))
+                self._nap_s *= 2
                 timeout_s = 0.0
             self._keep(self._next(timeout_s))
             return []
+        self._resume_client()
         if self._kept:
             self._keep(self._next(0.0))  # only for its events
             messages = [self._kept.popleft() for _ in range(min(max_records, len(self._kept)))]
             self._kept_bytes -= sum(map(len, messages))
-            self._resume_client()
         else:
             messages = self._at_hand(max_records)
             if not messages and (first := self._next(timeout_s)) is not None:
@@ -182,7 +205,7 @@ class ConfluentConsumer:
             self._is_full = True
 
     def _resume_client(self) -> None:
-        if self._is_full and not self._is_paused and self._kept_bytes <= self._max_kept // 2:
+        if self._is_full and self._kept_bytes <= self._max_kept // 2:
             self._client.resume(self._client.assignment())
             self._is_full = False
 
@@ -203,12 +226,11 @@ class ConfluentConsumer:
 
     def pause(self) -> None:
         """Hand nothing on. The client goes on fetching until what is kept is too much."""
-        self._is_paused = True
+        self._is_paused, self._nap_s = True, FIRST_NAP_S
 
     def resume(self) -> None:
         """Hand on again, first what is kept."""
         self._is_paused = False
-        self._resume_client()
 
     def commit(self, positions: Mapping[Partition, int]) -> bool:
         """Commit, and ask what is committed, up to `COMMIT_TIMEOUT_MS`: the client's own waiting commit has no limit, and the answer to one that does
@@ -225,7 +247,7 @@ class ConfluentConsumer:
                 raise cause from None
             logger.warning("commit not accepted, trying again at the next interval: group=%s error=%s", self._group_id, cause)
             return False
-        return {(at.topic, at.partition): at.offset for at in found if at.error is None} == positions
+        return {(at.topic, at.partition): at.offset for at in found if at.error is None} == dict(positions)
 
     def _on_commit(self, error: ck.KafkaError | None, partitions: list[ck.TopicPartition]) -> None:
         """Why a commit was not accepted, some time later."""
@@ -264,11 +286,14 @@ class ConfluentConsumer:
 
     def watermarks(self) -> dict[Partition, Watermark]:
         """Of partitions that gave a record or have a committed offset. While nothing is fetched the broker is asked for the end."""
-        positions = {(at.topic, at.partition): at.offset for at in self._client.position(self._client.assignment())}
-        positions |= self._committed_of([partition for partition, offset in positions.items() if offset < 0])
-        for message in reversed(self._kept):
-            positions[message.topic(), message.partition()] = message.offset()
-        ends = self._ends(positions)
+        try:
+            positions = {(at.topic, at.partition): at.offset for at in self._client.position(self._client.assignment())}
+            positions |= self._committed_of([partition for partition, offset in positions.items() if offset < 0])
+            for message in reversed(self._kept):
+                positions[message.topic(), message.partition()] = message.offset()
+            ends = self._ends(positions)
+        except ck.KafkaException:
+            return {}
         return {
             partition: Watermark(position, ends[partition])
             for partition, position in positions.items()
@@ -277,19 +302,16 @@ class ConfluentConsumer:
 
     def _committed_of(self, partitions: list[Partition]) -> dict[Partition, int]:
         if unknown := [ck.TopicPartition(*partition) for partition in partitions if partition not in self._begins]:
-            with contextlib.suppress(ck.KafkaException):
-                found = self._client.committed(unknown, timeout=WATERMARKS_TIMEOUT_MS / 1000)
-                self._begins |= {(at.topic, at.partition): at.offset for at in found if at.error is None}
+            found = self._client.committed(unknown, timeout=WATERMARKS_TIMEOUT_MS / 1000)
+            self._begins |= {(at.topic, at.partition): at.offset for at in found if at.error is None}
         return {partition: self._begins[partition] for partition in partitions if partition in self._begins}
 
     def _ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         if not self._is_paused or self._is_tansu:  # Tansu would answer wrongly
             return {partition: self._client.get_watermark_offsets(ck.TopicPartition(*partition), cached=True)[1] for partition in partitions}
-        with contextlib.suppress(ck.KafkaException):
-            asked = [ck.TopicPartition(*partition, ck.OFFSET_END) for partition in partitions]
-            found = self._client.offsets_for_times(asked, timeout=WATERMARKS_TIMEOUT_MS / 1000)
-            return {(at.topic, at.partition): at.offset for at in found if at.error is None}
-        return {}
+        asked = [ck.TopicPartition(*partition, ck.OFFSET_END) for partition in partitions]
+        found = self._client.offsets_for_times(asked, timeout=WATERMARKS_TIMEOUT_MS / 1000)
+        return {(at.topic, at.partition): at.offset for at in found if at.error is None}
 
     def close(self) -> None:
         """Leave the group; partitions are revoked on the way, on a thread that is left behind with a broker that does not answer."""
@@ -313,7 +335,8 @@ class ConfluentConsumer:
         logger.info("partitions revoked: %s", partitions)
         self._forget(partitions)
         if (positions := self._told.revoked(partitions)) and self.member() is not None:
-            self._client.commit(offsets=_partitions(positions), asynchronous=True)  # sent before the partitions are given up
+            with contextlib.suppress(ck.KafkaException):  # then they are answered again
+                self._client.commit(offsets=_partitions(positions), asynchronous=True)  # sent before the partitions are given up
 
     def _on_lost(self, client: object, lost: list[ck.TopicPartition]) -> None:
         partitions = _names(lost)
@@ -335,33 +358,37 @@ class ConfluentProducer:
         """With an id: ends what an earlier producer of that id left open. Raises DeliveryError when the broker does not answer."""
         self._is_named = kafka.transactional_id is not None
         self._max_bytes = kafka.max_unacknowledged_bytes
-        self._call_timeout_s = TRANSACTION_CALL * kafka.call_timeout_ms / 1000
+        self._call_timeout_s = min(TRANSACTION_CALL_S, 0.4 * kafka.call_timeout_ms / 1000)  # less than the watchdog allows for both
         self._bytes = 0
         self._answers: deque[tuple[_Sent, ck.KafkaError | None]] = deque()
         """Filled by the client inside `poll` and `flush`, emptied in `poll`."""
         self._is_open = False
-        options = client_options(kafka) | {
+        self._is_closed = False
+        options = {
             "enable.idempotence": True,  # and with it: acks of all replicas, order kept over retries
             "linger.ms": 5,
             "partitioner": "murmur2_random",  # kafka-python's and Java's: a stream keeps its partition whichever client writes
             "compression.type": kafka.compression,
-            "message.max.bytes": min(kafka.max_request_bytes, 1_000_000_000),
+            "message.max.bytes": min(kafka.max_request_bytes, MAX_OPTION_BYTES),
             "message.timeout.ms": kafka.delivery_timeout_ms,
             "queue.buffering.max.messages": 0,
             "queue.buffering.max.kbytes": UNBOUNDED,
             "error_cb": _log_error,
         }
-        if transactional_id is not None:
+        if transactional_id is None:
+            options["socket.timeout.ms"] = min(REQUEST_TIMEOUT_MS, kafka.delivery_timeout_ms)
+        else:
             options |= {
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": kafka.transaction_timeout_ms,
                 "message.timeout.ms": min(kafka.delivery_timeout_ms, kafka.transaction_timeout_ms),
             }
-        self._client: ck.Producer = _made(ck.Producer, options)
+        self._client: ck.Producer = _made(ck.Producer, kafka, options, DeliveryError)
         if transactional_id is not None:
             try:
-                self._client.init_transactions(kafka.bootstrap_timeout_ms / 1000)
-            except ck.KafkaException as error:
+                _within(kafka.bootstrap_timeout_ms / 1000, self._client.init_transactions)
+            except (ck.KafkaException, TimeoutError) as error:
+                self.close(0.0)
                 raise DeliveryError(f"transactional id {transactional_id!r} cannot be used: {_text(error)}") from None
 
     @property
@@ -408,27 +435,35 @@ class ConfluentProducer:
             raise self._classified(error.args[0], f"the producer has failed: {_text(error)}") from None
 
     def commit(self, positions: Mapping[Partition, int], member: object) -> None:
-        """Two calls of at most `TRANSACTION_CALL` each. After one that took longer the outcome is unknown: what is committed, the broker says."""
+        """Two calls of at most `TRANSACTION_CALL_S` each. After one that took longer the outcome is unknown: what is committed, the broker says."""
         if positions and member is None:
             raise DeliveryError("a transaction was not committed: the group has put this member out, and its records go to another")
         try:
             if positions:
-                self._client.send_offsets_to_transaction(_partitions(positions), member, self._call_timeout_s)
-            self._client.commit_transaction(self._call_timeout_s)
+                _within(self._call_timeout_s, functools.partial(self._client.send_offsets_to_transaction, _partitions(positions), member))
+            _within(self._call_timeout_s, self._client.commit_transaction)
+        except TimeoutError as error:
+            raise DeliveryError(f"a transaction was not committed: {error}") from None
         except ck.KafkaException as error:
             raise self._classified(error.args[0], f"a transaction was not committed: {_text(error)}") from None
         self._is_open = False
 
     def close(self, timeout_s: float) -> None:
         """End within the time what is open, and forget the rest: it was never committed."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             if self._is_open and timeout_s:
-                self._client.abort_transaction(timeout_s)  # else readers wait until the broker does it
+                _within(timeout_s, self._client.abort_transaction)  # else readers wait until the broker does it
             else:
                 self._client.flush(timeout_s)
-        except ck.KafkaException as error:
+            self._client.purge()
+            self._client.poll(0.0)
+        except (ck.KafkaException, TimeoutError) as error:
             logger.warning("producer closed without the broker: %s", _text(error))
-        self._client.purge()
+        # It ends now, whoever still holds this object: one that lives on asks for its transactional id again, and so takes it from the next.
+        del self._client
 
     def _failure(self, sent: "_Sent", error: ck.KafkaError) -> Exception:
         topic, raw, *_ = sent
@@ -439,12 +474,13 @@ class ConfluentProducer:
         )
 
     def _classified(self, error: ck.KafkaError, message: str) -> Exception:
-        if error.code() == ck.KafkaError._FATAL:  # of this the cause is told once, by `poll`
+        code = error.code()
+        if code == ck.KafkaError._FATAL:  # of this the cause is told once, by `poll`
             try:
                 self._client.poll(0.0)
             except ck.KafkaException as told:
-                return self._classified(told.args[0], f"{message}: {_text(told)}")
-        if self._is_named and error.code() in _FENCING:
+                code, message = told.args[0].code(), f"{message}: {_text(told)}"
+        if self._is_named and code in _FENCING:
             return Fenced(f"{message}; another process uses kafka.transactional_id, or this one was silent beyond transaction_timeout_ms")
         return DeliveryError(message)
 
@@ -453,15 +489,13 @@ _Sent = tuple[str, RawRecord, int, Callable[[], None]]
 """Topic, what it answers, bytes, what its delivery runs."""
 
 
-class _Making(Protocol):
-    def __call__(self, config: dict[str, Any], /) -> Any: ...
-
-
-def _made(client: _Making, options: dict[str, Any]) -> Any:
+def _made(client: Callable[[dict[str, Any]], Any], kafka: KafkaSettings, options: dict[str, Any], failure: type[Exception]) -> Any:
     try:
-        return client(options)
+        return client(client_options(kafka) | options)
+    except TokenError as error:
+        raise failure(str(error)) from None
     except ck.KafkaException as error:
-        raise BrokerError(f"librdkafka refuses the settings: {_text(error)}; check the kafka.* settings") from None
+        raise failure(f"librdkafka refuses the settings: {_text(error)}; check the kafka.* settings") from None
 
 
 def raw_record(message: Any) -> RawRecord:
@@ -505,6 +539,26 @@ def _log_error(error: ck.KafkaError) -> None:
     client_logger.warning("%s: %s", error.name(), error.str())
 
 
-def _text(error: ck.KafkaException) -> str:
+def _within(seconds: float, call: Callable[[float], object]) -> None:
+    """Call with a timeout that holds: librdkafka 2.16 does not look at that of send_offsets_to_transaction (its issue 5456), and waits for ever when
+    a connection is cut at the wrong moment. Raises KafkaException, and TimeoutError, leaving a thread behind that ends when the id is taken over."""
+    outcome = concurrent.futures.Future[None]()
+
+    def run() -> None:
+        try:
+            call(seconds)
+        except BaseException as error:  # carried to the caller
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="transaction", daemon=True).start()
+    try:
+        outcome.result(seconds + WAIT_LONGER_S)
+    except TimeoutError:
+        raise TimeoutError(f"librdkafka did not return within {seconds:g} s") from None
+
+
+def _text(error: Exception) -> str:
     cause = error.args[0]
-    return f"{cause.name()}: {cause.str()}" if isinstance(cause, ck.KafkaError) else str(cause)
+    return f"{cause.name()}: {cause.str().strip()}" if isinstance(cause, ck.KafkaError) else str(cause)

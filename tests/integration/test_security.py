@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from fifa_stream.cluster import BrokerError, create_topics, find_cluster
 from fifa_stream.config import KafkaSettings
 from fifa_stream.produce import check_topics
+from fifa_stream.records import OutRecord, RawRecord
 
 from .apache_kafka import ApacheKafka
 
@@ -124,7 +125,7 @@ def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         gc.collect()  # here, under the filter above
 
 
-@pytest.mark.parametrize(
+every_mechanism = pytest.mark.parametrize(
     ("listener", "more"),
     [
         pytest.param("TLS", {}, id="TLS"),
@@ -135,11 +136,49 @@ def secured(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         pytest.param("TOKEN", {}, id="OAUTHBEARER"),
     ],
 )
+
+
+@every_mechanism
 def test_every_mechanism_is_let_in(secured: Secured, listener: str, more: dict[str, object]) -> None:
     settings = secured.settings(listener, **more)
     assert find_cluster(settings).num_brokers == 1
     create_topics(settings, {settings.frames_topic: 1, settings.verdicts_topic: 1, settings.dead_letters_topic: 1}, replication=1)
     check_topics(settings)
+
+
+class Joined:
+    """A `Rebalance` that asks for nothing."""
+
+    def assigned(self, partitions: object) -> None: ...
+
+    def revoked(self, partitions: object) -> dict[tuple[str, int], int]:
+        return {}
+
+    def lost(self, partitions: object) -> None: ...
+
+
+@every_mechanism
+def test_librdkafka_writes_and_reads_by_every_mechanism(secured: Secured, listener: str, more: dict[str, object]) -> None:
+    confluent = pytest.importorskip("fifa_stream.confluent", reason="needs confluent-kafka: the extra `confluent`")
+    settings = secured.settings(listener, client="confluent-kafka", group_id=f"on-{listener}-{more}", frames_topic="secured-frames", **more)
+    create_topics(settings, {settings.frames_topic: 1}, replication=1)
+    producer, acknowledged = confluent.ConfluentProducer(settings), list[int]()
+    frame = RawRecord("frames", 0, 0, 0, None, b"", ())
+    producer.send(settings.frames_topic, OutRecord(None, b"image", ()), answers=frame, on_delivery=lambda: acknowledged.append(1))
+    assert producer.flush(30.0)
+    producer.poll()
+    producer.close(3.0)
+    assert acknowledged == [1]
+    member = confluent.ConfluentConsumer(settings, is_tansu=False)
+    try:
+        member.subscribe(settings.frames_topic, Joined())
+        deadline, values = time.monotonic() + 30, list[bytes | None]()
+        while not values and time.monotonic() < deadline:
+            values = [record.value for record in member.poll(max_records=100, timeout_s=0.1)]
+        assert values[:1] == [b"image"]
+        assert member.commit({(settings.frames_topic, 0): 1})
+    finally:
+        member.close()
 
 
 def test_a_password_from_a_file_is_let_in(secured: Secured) -> None:
