@@ -30,8 +30,8 @@ from engines.runtime import Bound, Engine
 SLOTS = 16
 """Questions answered together: past 8-16 rows a slot cache gains nothing on a CPU."""
 STEP_TOKENS = 12
-"""Tokens of all rows in one step with guesses: from seven rows on nothing is guessed. ONNX Runtime multiplies up to twelve rows at a time on x86, so the
-thirteenth token costs more than it is likely to save."""
+"""Tokens of all rows in one step with guesses: from seven rows on nothing is guessed. ONNX Runtime multiplies up to twelve rows at a time on x86, so
+the thirteenth token costs more than it is likely to save."""
 
 
 class End(StrEnum):
