@@ -54,6 +54,8 @@ MAX_QUEUED_KBYTES = (1 << 21) - 1
 """... and of that for its line."""
 UNBOUNDED = (1 << 31) - 1
 """Of librdkafka's own bounds, which count otherwise than kafka.max_unacknowledged_bytes."""
+ASK_PLACE_S, ASK_PLACE_EVERY_S = 0.25, 0.5
+"""For the answer where a partition begins, and between two questions."""
 FIRST_NAP_S = 0.0005
 """Of a poll while paused; doubled each time. A fast engine is through in a millisecond, and for a slow one the loop need not turn a thousand times a
 second."""
@@ -66,8 +68,8 @@ TRANSACTION_CALL_S = 5.0
 """For either call of a commit: it takes milliseconds, and one that takes long is better begun again."""
 
 _FENCING = frozenset({ck.KafkaError._FENCED, ck.KafkaError.PRODUCER_FENCED, ck.KafkaError.INVALID_PRODUCER_EPOCH})
+_STOPPED = frozenset({ck.KafkaError._AUTO_OFFSET_RESET, ck.KafkaError._LOG_TRUNCATION})
 _FORBIDDEN = frozenset({ck.KafkaError.TOPIC_AUTHORIZATION_FAILED, ck.KafkaError.GROUP_AUTHORIZATION_FAILED})
-_GONE = frozenset({ck.KafkaError._STATE, ck.KafkaError._UNKNOWN_PARTITION})
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
@@ -110,14 +112,22 @@ def _show_token(tokens: FileTokens | ClientCredentialsTokens, _: str) -> tuple[s
 class ConfluentConsumer:
     """`Consumer` on confluent-kafka."""
 
-    def __init__(self, kafka: KafkaSettings, *, is_tansu: bool, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        is_tansu: bool,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         """Nobody is asked yet: the group is joined after `subscribe`. Raises BrokerError for settings that librdkafka refuses, or without a token."""
         session_ms = min(kafka.session_timeout_ms, TANSU_SESSION_TIMEOUT_MS) if is_tansu else kafka.session_timeout_ms
         fetch_bytes = min(kafka.max_partition_fetch_bytes, MAX_OPTION_BYTES)
         options = {
             "group.id": kafka.group_id,
             "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
+            # librdkafka 2.16 resets a partition although the group has an offset for it, when a rebalance meets an open transaction; Tansu has none.
+            "auto.offset.reset": "earliest" if is_tansu else "error",
             "isolation.level": "read_committed",
             "partition.assignment.strategy": "range" if is_tansu else "cooperative-sticky",
             "session.timeout.ms": session_ms,
@@ -138,7 +148,7 @@ class ConfluentConsumer:
             options["group.instance.id"] = kafka.group_instance_id
         self._client: ck.Consumer = _made(ck.Consumer, kafka, options, BrokerError)
         self._group_id, self._is_tansu = kafka.group_id, is_tansu
-        self._sleep = sleep
+        self._clock, self._sleep = clock, sleep
         self._rebalance: Rebalance | None = None
         self._joined = False
         self._is_paused = False
@@ -149,6 +159,9 @@ class ConfluentConsumer:
         self._max_kept = KEPT_FETCHES * fetch_bytes
         self._is_full = False
         """Partitions are paused in the client."""
+        self._placeless: set[Partition] = set()
+        """Of which the client does not know where to begin."""
+        self._ask_again_at = 0.0
         self._begins: dict[Partition, int] = {}
         """Committed offsets of partitions that have given no record yet: of those librdkafka does not know the position."""
 
@@ -165,6 +178,8 @@ class ConfluentConsumer:
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[RawRecord]:
         """Records in order within each partition. Raises kafka.errors.KafkaError when the group or the topic is forbidden."""
+        if self._placeless:
+            self._place()
         if self._is_paused:
             if not self._is_full:  # with records at hand the client would not wait
                 self._sleep(min(self._nap_s, timeout_s))
@@ -181,7 +196,7 @@ class ConfluentConsumer:
             messages = self._at_hand(max_records)
             if not messages and (first := self._next(timeout_s)) is not None:
                 messages = [first, *self._at_hand(max_records)]
-        return [raw_record(message) for message in messages if message.error() is None or self._report(message.error())]
+        return [raw_record(message) for message in messages if message.error() is None or self._report(message)]
 
     def _next(self, timeout_s: float) -> Any:
         try:
@@ -196,7 +211,7 @@ class ConfluentConsumer:
             raise as_kafka_error(error.args[0]) from None
 
     def _keep(self, message: Any) -> None:
-        if message is None or (message.error() is not None and not self._report(message.error())):
+        if message is None or (message.error() is not None and not self._report(message)):
             return
         self._kept.append(message)
         self._kept_bytes += len(message)
@@ -217,12 +232,47 @@ class ConfluentConsumer:
         self._kept = deque(message for message in self._kept if (message.topic(), message.partition()) not in gone)
         self._kept_bytes = sum(map(len, self._kept))
 
-    def _report(self, error: ck.KafkaError) -> bool:
+    def _give_up(self, partitions: Iterable[Partition]) -> None:
+        self._forget(partitions)
+        self._placeless.difference_update(partitions)
+
+    def _report(self, message: Any) -> bool:
         """What stands in the line instead of a record. Returns False: there is no record."""
+        error = message.error()
         if error.fatal() or error.code() in _FORBIDDEN:
             raise as_kafka_error(error)
         client_logger.warning("%s", error)
+        if error.code() in _STOPPED:
+            self._placeless.add((message.topic(), message.partition()))
+        elif not self._is_tansu:  # it may be that the client has given up asking where these begin
+            self._placeless |= {(at.topic, at.partition) for at in self._client.position(self._client.assignment()) if at.offset < 0}
         return False
+
+    def _place(self) -> None:
+        """Ask the group where these begin, and begin there. Offsets in an open transaction are no answer (KIP-447): asked again soon."""
+        if self._clock() < self._ask_again_at:
+            return
+        self._ask_again_at = self._clock() + ASK_PLACE_EVERY_S
+        self._placeless &= set(_names(self._client.assignment()))
+        with contextlib.suppress(ck.KafkaException):  # asked again
+            for at in self._client.committed([ck.TopicPartition(*partition) for partition in self._placeless], timeout=ASK_PLACE_S):
+                if at.error is None:
+                    begin = ck.TopicPartition(at.topic, at.partition, self._begin(at))
+                    self._client.incremental_unassign([begin])  # a partition that does not know its place does not know how to seek
+                    self._client.incremental_assign([begin])
+                    self._placeless.discard((at.topic, at.partition))
+
+    def _begin(self, committed: ck.TopicPartition) -> int:
+        """Where nothing is committed, and where it is not in the log, at the log's start."""
+        if committed.offset < 0:
+            return int(ck.OFFSET_BEGINNING)
+        low, high = self._client.get_watermark_offsets(committed, timeout=ASK_PLACE_S)
+        if low <= committed.offset <= high:
+            return committed.offset
+        logger.warning(
+            "the log of %s/%d does not hold the committed offset %d: beginning at %d", committed.topic, committed.partition, committed.offset, low
+        )
+        return low
 
     def pause(self) -> None:
         """Hand nothing on. The client goes on fetching until what is kept is too much."""
@@ -265,11 +315,13 @@ class ConfluentConsumer:
 
     def rewind(self, begins: Mapping[Partition, int]) -> None:
         """Ask the group and seek. Offsets of an open transaction are waited for (KIP-447)."""
-        if not begins:
-            return
+        # What was given up meanwhile begins with its next owner, and what has no place yet will begin there by itself.
+        ours = begins.keys() & set(_names(self._client.assignment())) - self._placeless
         self._forget(begins)
+        if not ours:
+            return
         try:
-            found = self._client.committed([ck.TopicPartition(*partition) for partition in begins], timeout=REWIND_TIMEOUT_MS / 1000)
+            found = self._client.committed([ck.TopicPartition(*partition) for partition in ours], timeout=REWIND_TIMEOUT_MS / 1000)
         except ck.KafkaException as error:
             raise GroupError(f"the committed offsets of {sorted(begins)} cannot be read: {_text(error)}") from None
         for committed in found:
@@ -280,8 +332,6 @@ class ConfluentConsumer:
             try:
                 self._client.seek(ck.TopicPartition(*where, offset))
             except ck.KafkaException as error:
-                if error.args[0].code() in _GONE:
-                    continue  # given up meanwhile: its next owner begins at what is committed
                 raise GroupError(f"{where} cannot go back to offset {offset}: {_text(error)}") from None
 
     def watermarks(self) -> dict[Partition, Watermark]:
@@ -333,7 +383,7 @@ class ConfluentConsumer:
     def _on_revoke(self, client: object, revoked: list[ck.TopicPartition]) -> None:
         partitions = _names(revoked)
         logger.info("partitions revoked: %s", partitions)
-        self._forget(partitions)
+        self._give_up(partitions)
         if (positions := self._told.revoked(partitions)) and self.member() is not None:
             with contextlib.suppress(ck.KafkaException):  # then they are answered again
                 self._client.commit(offsets=_partitions(positions), asynchronous=True)  # sent before the partitions are given up
@@ -342,7 +392,7 @@ class ConfluentConsumer:
         partitions = _names(lost)
         logger.warning("partitions lost, their unfinished records go to another member: %s", partitions)
         self._joined = False
-        self._forget(partitions)
+        self._give_up(partitions)
         self._told.lost(partitions)
 
     @property

@@ -25,6 +25,7 @@ from fifa_stream.consume import GroupError, Partition
 from fifa_stream.produce import DeliveryError, Fenced
 from fifa_stream.records import OutRecord, RawRecord
 from fifa_stream.runner import require_client
+from fifa_stream.testing import FakeClock
 
 FETCH = 1 << 10
 JOINED = b"CGMDv2:" + (7).to_bytes(4, "little") + b"fifa-stream\0member-1\0\1"
@@ -80,6 +81,9 @@ class ToyClient:
         self.committed_at: dict[int, int] = {}
         self.error: Any = None
         self.seeks: list[tuple[int, int]] = []
+        self.begins: list[tuple[int, int]] = []
+        self.log = (5, 100)
+        self.assigned = [0, 1]
         self.callbacks: dict[str, Callable[..., None]] = {}
 
     def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
@@ -100,7 +104,7 @@ class ToyClient:
         return taken
 
     def assignment(self) -> list[Any]:
-        return [ck.TopicPartition("fifa.frames", 0), ck.TopicPartition("fifa.frames", 1)]
+        return [ck.TopicPartition("fifa.frames", number) for number in self.assigned]
 
     def pause(self, partitions: list[Any]) -> None:
         self.num_pauses += not self.is_paused
@@ -127,9 +131,19 @@ class ToyClient:
         return self.metadata
 
     def seek(self, at: Any) -> None:
-        if at.partition == 9:
-            raise ck.KafkaException(ck.KafkaError(ck.KafkaError._UNKNOWN_PARTITION))
         self.seeks.append((at.partition, at.offset))
+
+    def position(self, partitions: list[Any]) -> list[Any]:
+        return [ck.TopicPartition(at.topic, at.partition, 12 if at.partition else ck.OFFSET_INVALID) for at in partitions]
+
+    def get_watermark_offsets(self, at: Any, timeout: float) -> tuple[int, int]:
+        return self.log
+
+    def incremental_unassign(self, partitions: list[Any]) -> None:
+        assert {at.partition for at in partitions} <= {at.partition for at in self.assignment()}
+
+    def incremental_assign(self, partitions: list[Any]) -> None:
+        self.begins += [(at.partition, at.offset) for at in partitions]
 
     def close(self) -> None:
         self.callbacks["on_revoke"](self, self.assignment())
@@ -163,9 +177,9 @@ class Toy:
             return made[-1]
 
         monkeypatch.setattr(ck, "Consumer", make)
-        self.log, self.slept = Log(), list[float]()
+        self.log, self.slept, self.clock = Log(), list[float](), FakeClock(100.0)
         settings = {"max_partition_fetch_bytes": FETCH, **settings}
-        self.member = ConfluentConsumer(KafkaSettings(**settings), is_tansu=is_tansu, sleep=self.slept.append)
+        self.member = ConfluentConsumer(KafkaSettings(**settings), is_tansu=is_tansu, clock=self.clock, sleep=self.slept.append)
         self.member.subscribe("fifa.frames", self.log)
         self.client = made[-1]
 
@@ -184,7 +198,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
 def test_on_kafka_rebalances_are_cooperative_and_commits_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Toy(monkeypatch).client.options
     assert options["partition.assignment.strategy"] == "cooperative-sticky"
-    assert (options["enable.auto.commit"], options["auto.offset.reset"], options["isolation.level"]) == (False, "earliest", "read_committed")
+    assert (options["enable.auto.commit"], options["auto.offset.reset"], options["isolation.level"]) == (False, "error", "read_committed")
     assert (options["session.timeout.ms"], options["heartbeat.interval.ms"]) == (45_000, 3_000)
     assert "group.instance.id" not in options
     assert Toy(monkeypatch, group_instance_id="pod-0").client.options["group.instance.id"] == "pod-0"
@@ -192,6 +206,7 @@ def test_on_kafka_rebalances_are_cooperative_and_commits_ours(monkeypatch: pytes
 
 def test_on_tansu_sessions_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Toy(monkeypatch, is_tansu=True).client.options
+    assert options["auto.offset.reset"] == "earliest", "its end offsets are wrong, so no offset can be held against them; it has no transactions"
     assert (options["partition.assignment.strategy"], options["session.timeout.ms"], options["heartbeat.interval.ms"]) == ("range", 2_000, 500)
 
 
@@ -385,11 +400,58 @@ def test_going_back_seeks_to_what_is_committed_and_forgets_what_was_kept(toy: To
     toy.member.resume()
     toy.client.committed_at = {0: 44}
     toy.member.rewind({("fifa.frames", 0): 40, ("fifa.frames", 1): 55, ("fifa.frames", 9): 1})
-    assert toy.client.seeks == [(0, 44), (1, 55)], "nothing is committed of 1, and 9 is no longer ours"
+    assert sorted(toy.client.seeks) == [(0, 44), (1, 55)], "nothing is committed of 1, and 9 is no longer ours"
     assert toy.poll() == [70]
     toy.client.error = ck.KafkaError(ck.KafkaError._TIMED_OUT)
     with pytest.raises(GroupError, match="_TIMED_OUT"):
         toy.member.rewind({("fifa.frames", 0): 40})
+
+
+RESET = ck.KafkaError(ck.KafkaError._AUTO_OFFSET_RESET, "no previously committed offset available")
+
+
+@pytest.mark.parametrize(
+    ("committed", "begin"),
+    [pytest.param(44, 44, id="where the group says"), pytest.param(None, ck.OFFSET_BEGINNING, id="nothing is committed"),
+     pytest.param(3, 5, id="before the log"), pytest.param(101, 5, id="beyond the log")],
+)  # fmt: skip
+def test_a_partition_without_a_place_is_asked_for_at_the_group(toy: Toy, committed: int | None, begin: int) -> None:
+    toy.client.committed_at = {} if committed is None else {1: committed}
+    toy.client.line += [Message(error=RESET, partition=1), Message(7)]
+    assert toy.poll() == [7], "the others go on"
+    assert toy.poll() == [] and toy.client.begins == [(1, begin)]
+    toy.clock.advance(60.0)
+    assert toy.poll() == [] and len(toy.client.begins) == 1
+
+
+def test_a_place_that_is_not_known_yet_is_asked_for_again(toy: Toy) -> None:
+    """While an open transaction holds the offset. To begin anywhere else would answer everything anew."""
+    toy.client.line.append(Message(error=RESET, partition=1))
+    toy.client.error = ck.KafkaError(ck.KafkaError._TIMED_OUT)
+    for _ in range(10):
+        assert toy.poll() == []
+        toy.clock.advance(60.0)
+    assert toy.client.begins == []
+    toy.client.error, toy.client.committed_at = None, {1: 44}
+    toy.poll()
+    assert toy.client.begins == [(1, 44)]
+
+
+def test_a_partition_without_a_place_that_goes_is_not_asked_for(toy: Toy) -> None:
+    toy.client.line += [Message(error=RESET, partition=1), toy.tell("on_revoke", 1)]
+    toy.client.committed_at = {1: 44}
+    assert toy.poll() == []
+    toy.client.assigned = [0]
+    assert toy.poll() == []
+    assert toy.client.begins == []
+
+
+def test_partitions_that_gave_nothing_are_asked_for_when_the_client_has_trouble(toy: Toy) -> None:
+    toy.client.committed_at = {0: 44, 1: 11}
+    toy.client.line.append(Message(error=ck.KafkaError(ck.KafkaError._TRANSPORT)))
+    toy.poll()
+    toy.poll()
+    assert toy.client.begins == [(0, 44)], "1 has given records already"
 
 
 def test_a_forbidden_topic_is_fatal_and_other_words_in_the_line_are_not(toy: Toy) -> None:

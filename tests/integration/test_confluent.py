@@ -10,6 +10,8 @@ from kafka import KafkaAdminClient
 
 pytest.importorskip("confluent_kafka", reason="needs confluent-kafka: the extra `confluent`")
 
+import confluent_kafka as ck
+
 from bench import faults
 from fifa_stream import confluent
 from fifa_stream.config import KafkaSettings
@@ -295,6 +297,64 @@ def test_offsets_of_a_member_without_an_identity_are_not_sent(kafka: KafkaSettin
     finally:
         admin.close()
         producer.close(3.0)
+
+
+def test_a_rebalance_that_meets_an_open_transaction_does_not_go_back_to_the_beginning(kafka: KafkaSettings) -> None:
+    """librdkafka 2.16 by itself does: partitions whose offsets it asks for while others move count as without one, and are reset."""
+    put(kafka, [b"x"] * 90)
+    exactly_once = kafka.model_copy(update={"processing_guarantee": "exactly_once", "transaction_timeout_ms": 60_000})
+    partitions = [(kafka.frames_topic, number) for number in range(3)]
+    outsider = ConfluentConsumer(kafka, is_tansu=False)
+    identity = outsider._client.consumer_group_metadata()
+    producer = ConfluentProducer(exactly_once, transactional_id=kafka.group_id)
+    members, begins = list[ConfluentConsumer](), dict[Partition, int]()
+
+    def open_transaction() -> None:
+        producer.begin()
+        producer.send(kafka.verdicts_topic, OutRecord(b"k", b"v", ()), answers=FRAME, on_delivery=lambda: None)
+        assert producer.flush(30.0)
+        producer.poll()
+
+    def turn(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and len(begins) < 3:
+            for member in members:
+                for record in member.poll(max_records=100, timeout_s=0.02):
+                    begins.setdefault((record.topic, record.partition), record.offset)
+
+    try:
+        open_transaction()
+        producer.commit(dict.fromkeys(partitions, 5), identity)
+        open_transaction()
+        producer._client.send_offsets_to_transaction([ck.TopicPartition(*partition, 8) for partition in partitions], identity, 30.0)
+        for _ in range(3):
+            members.append(ConfluentConsumer(kafka, is_tansu=False))
+            members[-1].subscribe(kafka.frames_topic, Stays())
+            turn(1.2)
+        assert begins == {}, "whether they begin at 5 or at 8 is not decided"
+        producer.commit({}, None)
+        turn(30.0)
+        assert begins == dict.fromkeys(partitions, 8)
+    finally:
+        for member in (*members, outsider):
+            member.close()
+        producer.close(3.0)
+
+
+def test_a_committed_offset_that_is_not_in_the_log_begins_at_its_start(kafka: KafkaSettings, member: ConfluentConsumer) -> None:
+    put(kafka, [b"x"] * 30)
+    member.subscribe(kafka.frames_topic, Stays())
+    taken = take(member, 30)
+    assert member.commit({partition: end + 1_000 for partition, end in ends(taken).items()})
+    member.close()
+    next_member = ConfluentConsumer(kafka, is_tansu=False)
+    try:
+        next_member.subscribe(kafka.frames_topic, Stays())
+        again = take(next_member, 30)
+        assert len(again) == 30
+        assert_gapless(again)
+    finally:
+        next_member.close()
 
 
 def committed(admin: Any, kafka: KafkaSettings) -> dict[int, int]:
