@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as ck
@@ -55,7 +55,7 @@ MAX_QUEUED_KBYTES = (1 << 21) - 1
 UNBOUNDED = (1 << 31) - 1
 """Of librdkafka's own bounds, which count otherwise than kafka.max_unacknowledged_bytes."""
 ASK_PLACE_S, ASK_PLACE_EVERY_S = 0.25, 0.5
-"""For the answer where a partition begins, and between two questions."""
+"""For the answer where partitions begin, and before the next question when there is none."""
 FIRST_NAP_S = 0.0005
 """Of a poll while paused; doubled each time. A fast engine is through in a millisecond, and for a slow one the loop need not turn a thousand times a
 second."""
@@ -137,6 +137,7 @@ class ConfluentConsumer:
             "fetch.max.bytes": fetch_bytes,
             "message.max.bytes": 1_000,  # its lowest: of a consumer it only bounds fetch.max.bytes from below
             "queued.max.messages.kbytes": min(max(1, QUEUED_FETCHES * fetch_bytes >> 10), MAX_QUEUED_KBYTES),
+            "fetch.wait.max.ms": 100,  # what has just been assigned waits for the fetch on its way
             "fetch.queue.backoff.ms": 10,  # with the default of a second a full line, once empty, would stay empty for long
             "receive.message.max.bytes": max(100_000_000, fetch_bytes + (1 << 20)),
             "check.crcs": True,
@@ -252,7 +253,6 @@ class ConfluentConsumer:
         """Ask the group where these begin, and begin there. Offsets in an open transaction are no answer (KIP-447): asked again soon."""
         if self._clock() < self._ask_again_at:
             return
-        self._ask_again_at = self._clock() + ASK_PLACE_EVERY_S
         self._placeless &= set(_names(self._client.assignment()))
         with contextlib.suppress(ck.KafkaException):  # asked again
             for at in self._client.committed([ck.TopicPartition(*partition) for partition in self._placeless], timeout=ASK_PLACE_S):
@@ -261,6 +261,8 @@ class ConfluentConsumer:
                     self._client.incremental_unassign([begin])  # a partition that does not know its place does not know how to seek
                     self._client.incremental_assign([begin])
                     self._placeless.discard((at.topic, at.partition))
+        if self._placeless:
+            self._ask_again_at = self._clock() + ASK_PLACE_EVERY_S
 
     def _begin(self, committed: ck.TopicPartition) -> int:
         """Where nothing is committed, and where it is not in the log, at the log's start."""
@@ -372,13 +374,24 @@ class ConfluentConsumer:
         if leaving.is_alive():
             logger.warning("consumer closed without the broker: group=%s", self._group_id)
 
-    # librdkafka calls these inside the methods above. It assigns, and gives up, when they return.
+    # librdkafka calls these inside the methods above. It gives partitions up when they return, and assigns those that were not.
 
     def _on_assign(self, client: object, assigned: list[ck.TopicPartition]) -> None:
         partitions = _names(assigned)
         logger.info("partitions assigned: %s", partitions)
         self._joined = True
+        if not self._is_tansu:
+            self._client.incremental_assign(self._begun(partitions))
         self._told.assigned(partitions)
+
+    def _begun(self, partitions: Sequence[Partition]) -> list[ck.TopicPartition]:
+        """Where they begin, as far as the group knows at once; of the others the client asks, and then we do."""
+        begins: dict[Partition, int] = {}
+        with contextlib.suppress(ck.KafkaException):
+            for at in self._client.committed([ck.TopicPartition(*partition) for partition in partitions], timeout=ASK_PLACE_S) if partitions else ():
+                if at.error is None:
+                    begins[at.topic, at.partition] = at.offset if at.offset >= 0 else ck.OFFSET_BEGINNING
+        return [ck.TopicPartition(*partition, begins.get(partition, ck.OFFSET_STORED)) for partition in partitions]
 
     def _on_revoke(self, client: object, revoked: list[ck.TopicPartition]) -> None:
         partitions = _names(revoked)

@@ -424,6 +424,17 @@ def test_a_partition_without_a_place_is_asked_for_at_the_group(toy: Toy, committ
     assert toy.poll() == [] and len(toy.client.begins) == 1
 
 
+def test_partitions_begin_where_the_group_says_without_the_clients_asking(toy: Toy) -> None:
+    toy.client.committed_at = {0: 44}
+    toy.client.line.append(toy.tell("on_assign", 0, 1))
+    toy.poll()
+    assert toy.client.begins == [(0, 44), (1, ck.OFFSET_BEGINNING)]
+    toy.client.error = ck.KafkaError(ck.KafkaError._TIMED_OUT)
+    toy.client.line.append(toy.tell("on_assign", 1))
+    toy.poll()
+    assert toy.client.begins[2:] == [(1, ck.OFFSET_STORED)], "then it asks, and says when it does not find out"
+
+
 def test_a_place_that_is_not_known_yet_is_asked_for_again(toy: Toy) -> None:
     """While an open transaction holds the offset. To begin anywhere else would answer everything anew."""
     toy.client.line.append(Message(error=RESET, partition=1))
