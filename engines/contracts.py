@@ -29,6 +29,9 @@ MANIFEST_SCHEMA = "1.3"
 """1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only. 1.2 adds `build`: how and
 for what the parts were compiled; bundles before it are ONNX as exported. 1.3 adds `mirrored_regions`; bundles before it locate in the crop alone."""
 
+APPEARANCE_SIZE = 32
+"""Bytes of `Analysis.appearance`."""
+
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1), far edges exclusive."""
 AreaQuery = str | Box
@@ -172,6 +175,9 @@ class Analysis:
     """None when it was not asked for, or too late."""
     answer: AreaAnswer | None = None
     """To the face's query; None when nothing was asked."""
+    appearance: bytes = b""
+    """What tells this person from others in the same stream: a direction in the encoder's feature space, `APPEARANCE_SIZE` signed bytes; empty where
+    an engine gives none. Good for minutes of one stream, not to find a person again."""
 
 
 class _Closed(BaseModel):

@@ -49,6 +49,8 @@ class KafkaSettings(_Section):
     """Records that cannot become a verdict, with the reason."""
     shadow_topic: str | None = Field(None, pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """What the engine says that does not answer, while engine.roll_out compares two; unset: nothing is written, the figures remain."""
+    state_topic: str = Field("fifa.stream-state", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """What streams are remembered by, with streams.memory = topic: compacted, with as many partitions as the frames topic."""
     processing_guarantee: Literal["at_least_once", "exactly_once"] = "at_least_once"
     """at_least_once: a crash repeats answers, none is lost. exactly_once: verdicts, dead letters and offsets in one Kafka transaction, for readers
     with isolation.level=read_committed; refused on the embedded broker, whose transactions do not hold."""
@@ -365,6 +367,24 @@ class SheddingSettings(_Section):
     """With newest: more frames than this of one stream never wait for the engine."""
 
 
+class StreamSettings(_Section):
+    """What a worker remembers of each stream: tracks, segments and a verdict of the stream; docs/streams.md. All bounds hold for each partition, so
+    that the output does not depend on how many partitions a member has."""
+
+    memory: Literal["off", "volatile", "topic"] = "off"
+    """off: every frame is judged alone. volatile: streams are remembered until their partition moves. topic: what is remembered is committed to
+    kafka.state_topic together with the offsets, and whoever takes the partition over goes on from there."""
+    max_streams: int = Field(10_000, ge=1, le=1_000_000)
+    """Streams remembered in each partition; beyond it the one that was silent for longest is forgotten."""
+    max_tracks: int = Field(16, ge=1, le=256)
+    """People remembered in each stream; beyond it the one that was away for longest is forgotten."""
+    max_gap_s: float = Field(10.0, gt=0)
+    """Silence of a stream, in its own time, after which it begins anew: open segments close at the last frame before."""
+    appearance: bool = True
+    """Tell people apart by what the engine saw of their faces, besides where they are. 32 bytes of each track are then kept, in kafka.state_topic as
+    well: personal data, see docs/privacy.md."""
+
+
 class RuntimeSettings(_Section):
     """The life of the process."""
 
@@ -424,6 +444,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     shedding: SheddingSettings = SheddingSettings()
+    streams: StreamSettings = StreamSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 

@@ -69,6 +69,8 @@ class FrameHeaders(_Headers):
     """Position in the stream; handed on to the verdict."""
     pts_ms: Count | None = Field(None, alias="pts-ms")
     """Presentation time in the stream; handed on to the verdict."""
+    stream_end: Literal["true", "false"] | None = Field(None, alias="stream-end")
+    """true: the last frame of its stream. Segments close, and what comes later begins anew. Of no effect where streams are not remembered."""
     deadline_ms: Count | None = Field(None, alias="deadline-ms")
     """Unix time by which the verdict is still of use; later the frame is scored and not explained, or skipped where shedding is on."""
     fifa_crop: Literal["true", "false"] | None = Field(None, alias="fifa-crop")

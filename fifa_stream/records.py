@@ -16,14 +16,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from engines import fict
 from engines.contracts import Label
 
-SCHEMA_VERSION: Final = "1.2"
+SCHEMA_VERSION: Final = "1.3"
 """Of the verdict: minor grows with optional fields, major breaks. 1.1 gives `query` a type and answers; in 1.0 it was the bare question.
-1.2 adds video: `frames`, and `duration_ms` and `num_frames` of `media`; and the note `shed`, with which `width` and `height` of `media` are null."""
+1.2 adds video: `frames`, and `duration_ms` and `num_frames` of `media`; and the note `shed`, with which `width` and `height` of `media` are null.
+1.3 fills `timeline`, `segments` and `stream`, which were reserved."""
 
 VERDICT_TYPE = "fifa.verdict.v1"
 VERDICT_SCHEMA = f"urn:fifa-stream:verdict:{SCHEMA_VERSION}"
@@ -31,8 +32,8 @@ EVENT_SOURCE = "urn:fifa-stream"
 SHADOW_SOURCE = "urn:fifa-stream:shadow"
 """Of the verdicts of an engine that does not answer: an event's id is its frame's, so the source tells the two apart."""
 
-RESERVED = ("timeline", "segments", "stream")
-"""Verdict fields that are in the schema from the first version and filled when streams have a memory."""
+OF_THE_STREAM = ("timeline", "segments", "stream")
+"""Verdict fields that only a worker with a memory fills (`streams.memory`)."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -147,6 +148,8 @@ class FrameRecord(NamedTuple):
     query: Query | None
     traceparent: str | None
     """W3C trace context; one that is none is left out, as the standard asks."""
+    is_last: bool = False
+    """`stream-end: true`: no frame of this stream follows."""
     claim: Claim | None = None
     """Set where the image lies elsewhere; the record's own value is then empty."""
     fetched: bytes | None = None
@@ -326,6 +329,17 @@ class FaceVerdict(_Wire):
     evidence: tuple[EvidenceItem, ...] = ()
     explanation: ExplanationText | None = None
     notes: tuple[Note, ...] = ()
+    _appearance: bytes = PrivateAttr(b"")
+
+    @property
+    def appearance(self) -> bytes:
+        """What tracks tell people apart by (`engines.contracts.Analysis.appearance`); empty where nobody keeps any. Never on the wire."""
+        return self._appearance
+
+    def seen_as(self, appearance: bytes) -> Self:
+        """The same face with an appearance."""
+        self._appearance = appearance
+        return self
 
 
 class FaceAnswer(_Wire):
@@ -380,14 +394,88 @@ class SampledFrame(_Wire):
     """The question of the record, asked of this frame."""
 
 
+class TimelinePoint(_Wire):
+    """One face at one time of its stream: what its frame says alone, and what the stream says by then."""
+
+    t_ms: int
+    """Time of the stream: `pts_ms` of the frame, or the record's timestamp where the stream began without one."""
+    frame: int | None = None
+    """Which of `frames` of a chunk, by its `index`; null for an image."""
+    face: int
+    """`id` of the face among the faces of its frame."""
+    track: int
+    """Which person: a number of the stream, counted from 0 in the order of appearance."""
+    fake_score: Score
+    """Of this frame alone, as its face has it."""
+    smoothed: Score
+    """Probability that this track is manipulated now, given all its frames so far."""
+
+
+class SegmentEvidence(_Wire):
+    """A concept that explanations inside a segment pointed at."""
+
+    concept: str
+    """FICT id."""
+    weight: Score
+    """Highest confidence of its masks."""
+    verdict: str
+    """`id` of the verdict that shows it so."""
+
+
+class Segment(_Wire):
+    """A stretch of a track that is manipulated. It comes again with every verdict that moves it: of one `id` the last one counts."""
+
+    id: str
+    """Unique in its stream, and the same whoever answers: 'epoch.track.start_ms'."""
+    track: int
+    start_ms: int
+    """First frame of the stretch."""
+    end_ms: int
+    """Last frame of it so far."""
+    is_open: bool
+    """Whether later frames may still lengthen it."""
+    peak_ms: int
+    peak: Score
+    """Highest `smoothed`, and when."""
+    num_frames: int
+    forgery_type: str
+    """Most likely family over its frames."""
+    evidence: tuple[SegmentEvidence, ...] = ()
+    """Strongest first."""
+
+
+class StreamVerdict(_Wire):
+    """What the stream says of itself by this record, by the same three labels."""
+
+    id: str
+    """Of the stream, as `input.stream_id`."""
+    epoch: int
+    """How often the stream began anew, after a gap or an end."""
+    state: Literal["live", "late", "ended"]
+    """late: the frame is older than the newest one, is judged alone and moves nothing. ended: its last frame; what comes later begins anew."""
+    label: Label
+    fake_score: Score | None
+    """Calibrated: that some track of the stream is manipulated for long enough. Null before a face was fit to decide."""
+    start_ms: int
+    t_ms: int
+    """Times of the first and the newest frame of this epoch."""
+    fake_ms: int
+    """Summed length of the segments."""
+    num_frames: int
+    num_late: int
+    num_tracks: int
+    num_segments: int
+    notes: tuple[Note, ...] = ()
+
+
 class Verdict(_Wire):
-    """What is said of one image or of one video chunk. `timeline`, `segments` and `stream` are reserved: filled when streams have a memory.
+    """What is said of one image or of one video chunk; with a memory also of its stream: `timeline`, the `segments` that it moved, and `stream`.
 
     A chunk has its faces and answers in `frames`, `faces` is empty and `query` left out; `label` and `fake_score` are those of the sampled frame with
     the highest fake_score.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3"] = SCHEMA_VERSION
     id: str
     """'topic/partition/offset', or the media digest where there is no broker."""
     input: InputCoordinates | None
@@ -404,9 +492,11 @@ class Verdict(_Wire):
     """The question of header `fifa-query` and its answers."""
     frames: tuple[SampledFrame, ...] | None = None
     """The sampled frames of a chunk in the order they are shown; none for an image."""
-    timeline: tuple[dict[str, Any], ...] | None = None
-    segments: tuple[dict[str, Any], ...] | None = None
-    stream: dict[str, Any] | None = None
+    timeline: tuple[TimelinePoint, ...] | None = None
+    """Every face of this image or chunk that belongs to a track, in the order of time."""
+    segments: tuple[Segment, ...] | None = None
+    """Those that this record began, lengthened or closed."""
+    stream: StreamVerdict | None = None
 
     @property
     def all_faces(self) -> tuple[FaceVerdict, ...]:
@@ -414,8 +504,8 @@ class Verdict(_Wire):
         return self.faces if self.frames is None else tuple(face for frame in self.frames for face in frame.faces)
 
     def to_bytes(self) -> bytes:
-        """UTF-8 JSON without what nobody filled: `query` where nothing was asked, what belongs to video on images, and the reserved fields."""
-        exclude: dict[str, Any] = {name: True for name in ("query", "frames", *RESERVED) if getattr(self, name) is None}
+        """UTF-8 JSON without what nobody filled: `query` where nothing was asked, what belongs to video on images, and what only a memory knows."""
+        exclude: dict[str, Any] = {name: True for name in ("query", "frames", *OF_THE_STREAM) if getattr(self, name) is None}
         if self.media.type == "image":
             exclude["media"] = {"duration_ms", "num_frames"}
         if self.frames is not None:
@@ -460,6 +550,7 @@ def parse_frame(raw: RawRecord, *, max_value_bytes: int) -> FrameRecord:
         is_crop=_flag(text, "fifa-crop"),
         query=parse_query(text["fifa-query"]) if text.get("fifa-query") else None,
         traceparent=_trace_parent(text),
+        is_last=_flag(text, "stream-end"),
         claim=claim,
     )
 
