@@ -1,27 +1,30 @@
-"""`fifa-stream analyze`: the verdict of the stream, for image and MP4 files and without a broker.
+"""`fifa-stream analyze`: the verdict of the stream, for image and MP4 files and without a broker; a video is a stream by itself.
 
 Results go to stdout, progress and complaints to stderr.
 """
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from engines.analyzer import Analyzer, ExplainPolicy
 from engines.bundle import bundled_engine, open_bundle
+from fifa_stream.analyze_video import VideoOptions, judge_video
 from fifa_stream.decode import DecodeLimits
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
+from fifa_stream.media import sniff
+from fifa_stream.mp4 import MP4
 from fifa_stream.page import PageEntry, write_page
-from fifa_stream.records import FaceVerdict, Query, SampledFrame, Verdict
+from fifa_stream.records import FaceVerdict, Query, RecordError, SampledFrame, Verdict
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
 """Files that are taken out of a folder; a path given by itself is taken whatever its name."""
@@ -47,31 +50,46 @@ def analyze_paths(
     crop: bool = False,
     query: Query | None = None,
     explain: ExplainPolicy = "auto",
+    video: VideoOptions | None = None,
     as_json: bool = False,
     html: Path | None = None,
 ) -> int:
-    """Analyze images and folders of images with an engine bundle (default: the one in the package); return the exit status.
+    """Analyze images, videos and folders of them with an engine bundle (default: the one in the package); return the exit status.
 
     Raises EngineError when the bundle cannot be used and OSError when the page cannot be written.
     """
     bundle = open_bundle(engine or bundled_engine())
     pipeline = FramePipeline(PipelineLimits(explain=explain), Analyzer(bundle), bundle)
-    return analyze_images(paths, pipeline, crop=crop, query=query, as_json=as_json, html=html)
+    return analyze_images(paths, pipeline, crop=crop, query=query, explain=explain, video=video, as_json=as_json, html=html)
 
 
 def analyze_images(
-    paths: Sequence[Path], pipeline: FramePipeline, *, crop: bool = False, query: Query | None = None, as_json: bool = False, html: Path | None = None
+    paths: Sequence[Path],
+    pipeline: FramePipeline,
+    *,
+    crop: bool = False,
+    query: Query | None = None,
+    explain: ExplainPolicy = "auto",
+    video: VideoOptions | None = None,
+    as_json: bool = False,
+    html: Path | None = None,
 ) -> int:
     """The same with a pipeline at hand. Return 1 if some image has no verdict, else 0."""
+    video = video or VideoOptions()
     files = list(image_files(paths))
     stderr = Console(stderr=True)
     outcomes: list[tuple[Path, Verdict | Refusal]] = []
-    columns = (TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("analyze", total=len(files))
-        remaining = iter(files)
-        while batch := list(islice(remaining, IMAGES_PER_CALL)):
-            for path, outcome in zip(batch, _judge(batch, pipeline, crop=crop, query=query), strict=True):
+        for batch in _batches(files):
+            if _is_video(batch[0]):
+                of_video = progress.add_task(printable(batch[0].name), total=None)
+                judged = [_judge_video(batch[0], pipeline, crop, query, explain, video, functools.partial(_show, progress, of_video))]
+                progress.remove_task(of_video)
+            else:
+                judged = _judge(batch, pipeline, crop=crop, query=query)
+            for path, outcome in zip(batch, judged, strict=True):
                 if isinstance(outcome, Refusal):
                     line = printable(f"{shown(path)}: {outcome.reason}: {outcome.message}")
                     progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -98,6 +116,53 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
+    """Images together, each video by itself, in their order."""
+    images: list[Path] = []
+    for path in files:
+        is_video = _is_video(path)
+        if images and (is_video or len(images) == IMAGES_PER_CALL):
+            yield images
+            images = []
+        if is_video:
+            yield [path]
+        else:
+            images.append(path)
+    if images:
+        yield images
+
+
+def _is_video(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            return sniff(handle.read(64)) == MP4
+    except OSError:
+        return False  # which `_read` will say
+
+
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
+
+
+def _judge_video(
+    path: Path,
+    pipeline: FramePipeline,
+    crop: bool,
+    query: Query | None,
+    explain: ExplainPolicy,
+    options: VideoOptions,
+    progress: Callable[[int, int], object],
+) -> Verdict | Refusal:
+    value = _read(path, options.max_bytes)
+    if isinstance(value, Refusal):
+        return value
+    try:
+        image = EncodedImage(value, is_crop=crop, query=query, uri=shown(path))
+        return judge_video(image, pipeline, explain=explain, options=options, progress=progress)
+    except RecordError as error:
+        return Refusal(error.reason.value, str(error))
+
+
 def _judge(files: Sequence[Path], pipeline: FramePipeline, *, crop: bool, query: Query | None) -> list[Verdict | Refusal]:
     read = [_read(path) for path in files]
     images = [
@@ -111,13 +176,13 @@ def _judge(files: Sequence[Path], pipeline: FramePipeline, *, crop: bool, query:
     return outcomes
 
 
-def _read(path: Path) -> bytes | Refusal:
+def _read(path: Path, max_bytes: int = DecodeLimits().max_image_bytes) -> bytes | Refusal:
     """At most one byte more than is accepted, so that a huge file costs nothing."""
     if path.is_dir():
         return Refusal(UNREADABLE, f"the folder holds no {', '.join(IMAGE_SUFFIXES)} file")
     try:
         with path.open("rb") as handle:
-            return handle.read(DecodeLimits().max_image_bytes + 1)
+            return handle.read(max_bytes + 1)
     except OSError as error:
         return Refusal(UNREADABLE, f"{error.strerror or error}; check the path and its permissions")
 
@@ -141,14 +206,16 @@ def _table(outcomes: Sequence[tuple[Path, Verdict | Refusal]]) -> Table:
         if isinstance(outcome, Refusal):
             table.add_row(name, Text("refused", style="yellow"), "", "", Text(outcome.reason))
             continue
-        style = {"fake": "red", "real": "green", "inconclusive": "yellow"}[outcome.label.value]
-        score = "" if outcome.fake_score is None else f"{outcome.fake_score:.3f}"
+        said = outcome.stream or outcome
+        style = {"fake": "red", "real": "green", "inconclusive": "yellow"}[said.label.value]
+        score = "" if said.fake_score is None else f"{said.fake_score:.3f}"
         texts = [face.explanation.text for face in outcome.all_faces if face.explanation is not None]
         remarked: tuple[Verdict | SampledFrame | FaceVerdict, ...] = (outcome, *(outcome.frames or ()), *outcome.all_faces)
         codes = sorted({note.code.value for one in remarked for note in one.notes})
         num_faces = str(len(outcome.all_faces)) + ("" if outcome.frames is None else f" in {len(outcome.frames)} frames")
-        says = Text("\n".join(printable(line) for line in [" ".join([*texts, *codes]), *_answers(outcome)] if line), overflow="fold")
-        table.add_row(name, Text(outcome.label.value, style=style), score, num_faces, says)
+        lines = [*(segment.words for segment in outcome.segments or ()), " ".join([*texts, *codes]), *_answers(outcome)]
+        says = Text("\n".join(printable(line) for line in lines if line), overflow="fold")
+        table.add_row(name, Text(said.label.value, style=style), score, num_faces, says)
     return table
 
 

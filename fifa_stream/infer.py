@@ -6,7 +6,7 @@ sampled frames, by one verdict or one RecordError.
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -45,7 +45,7 @@ from fifa_stream.records import (
     Verdict,
 )
 from fifa_stream.shedding import Shed, shed_verdict
-from fifa_stream.video import VideoLimits, open_chunk
+from fifa_stream.video import Chunk, VideoLimits, open_chunk
 
 MASK_THRESHOLD = 0.5
 """A frame pixel belongs to a mask from this probability on."""
@@ -222,6 +222,58 @@ class FramePipeline:
                 opened, num_held = [], 0
         return outcomes + self._answer(opened)
 
+    def judge_video(
+        self,
+        image: EncodedImage,
+        limits: VideoLimits,
+        *,
+        to_explain: Callable[[Sequence[SampledFrame]], Collection[int]],
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Verdict:
+        """Answer a whole video, as long as its own `limits` allow: of its pixels no more is held than a batch of faces.
+
+        First all sampled frames are scored; `to_explain` then names those, by index, that are decoded once more and explained. `progress` is told how
+        many frames of how many are scored. Raises RecordError.
+        """
+        chunk = open_chunk(image.value, content_type=image.content_type, limits=limits)
+        frames: dict[int, SampledFrame] = {}
+        size_hw = (0, 0)
+        for picture_hw, frame in self._watch(chunk, image, "never"):
+            size_hw, frames[frame.index] = picture_hw, frame
+            progress(len(frames), chunk.num_sampled)
+        if self._limits.explain != "never" and (only := to_explain([frames[index] for index in sorted(frames)])):
+            again = open_chunk(image.value, content_type=image.content_type, limits=limits, only=only)
+            frames |= {frame.index: frame for _, frame in self._watch(again, image, "always")}
+        item = _Open(image, _video_media(chunk, image, size_hw), [], False, {}, self._points.of(None))
+        return self._composed(item, tuple(frames[index] for index in sorted(frames)), {})
+
+    def _watch(self, chunk: Chunk, image: EncodedImage, explain: ExplainPolicy) -> Iterator[tuple[tuple[int, int], SampledFrame]]:
+        """Sampled frames as they are decoded, each with its picture's size."""
+        held: list[_Picture] = []
+        for frame in chunk.frames():
+            held.append(self._picture(frame.image_HWC, is_crop=image.is_crop, index=frame.index, pts_ms=frame.pts_ms))
+            if sum(len(picture.found.faces) for picture in held) >= self._limits.max_batch_faces:
+                yield from self._watched(chunk, image, held, explain)
+                held = []
+        yield from self._watched(chunk, image, held, explain)
+
+    def _watched(
+        self, chunk: Chunk, image: EncodedImage, pictures: list[_Picture], explain: ExplainPolicy
+    ) -> Iterator[tuple[tuple[int, int], SampledFrame]]:
+        if not pictures:
+            return
+        item = _Open(image, _video_media(chunk, image, pictures[0].size_hw), pictures, False, {"analyze": 0.0}, self._points.of(None))
+        jobs = []
+        for picture in pictures:
+            picture.unexplained = "of a segment the frame that shows it best is explained"
+            picture.asked, picture.notes = self._ask(image.query, picture.found.faces, picture.size_hw, False)
+            faces = zip(picture.found.faces, picture.asked, strict=True)
+            jobs += [(picture, _Job(item, face, explain if face.quality.passed else "never", asked)) for face, asked in faces]
+        for (picture, _), analysis in zip(jobs, self._run([job for _, job in jobs]), strict=True):
+            picture.analyses.append(analysis)
+        for picture in pictures:
+            yield picture.size_hw, self._sampled_frame(item, picture)
+
     def _answer(self, opened: Sequence[_Open | RecordError]) -> list[Verdict | RecordError]:
         self._analyze([item for item in opened if isinstance(item, _Open)])
         return [self._verdict(item) if isinstance(item, _Open) else item for item in opened]
@@ -255,31 +307,17 @@ class FramePipeline:
         pictures = []
         for frame in chunk.frames():
             decoded = self._clock_s()
-            picture = self._picture(frame.image_HWC, is_crop=image.is_crop)
-            picture.index, picture.pts_ms = frame.index, frame.pts_ms
-            pictures.append(picture)
+            pictures.append(self._picture(frame.image_HWC, is_crop=image.is_crop, index=frame.index, pts_ms=frame.pts_ms))
             timings_ms["decode"] += (decoded - mark) * 1000
             mark = self._clock_s()
             timings_ms["detect"] += (mark - decoded) * 1000
         timings_ms["decode"] += (self._clock_s() - mark) * 1000
         pictures.sort(key=lambda picture: picture.index)
-        height, width = pictures[0].size_hw
-        media = Media(
-            type="video",
-            content_type=MP4,
-            sha256=chunk.sha256,
-            size_bytes=chunk.size_bytes,
-            width=width,
-            height=height,
-            uri=image.uri,
-            duration_ms=chunk.duration_ms,
-            num_frames=chunk.num_frames,
-        )
-        return media, pictures, timings_ms
+        return _video_media(chunk, image, pictures[0].size_hw), pictures, timings_ms
 
-    def _picture(self, image_HWC: NDArray[np.uint8], *, is_crop: bool) -> _Picture:
+    def _picture(self, image_HWC: NDArray[np.uint8], *, is_crop: bool, index: int = 0, pts_ms: int = 0) -> _Picture:
         found = self._detector.whole(image_HWC) if is_crop else self._detector.detect(image_HWC)
-        return _Picture(image_HWC.shape[:2], found)
+        return _Picture(image_HWC.shape[:2], found, index, pts_ms)
 
     def _ask(
         self, query: Query | None, faces: Sequence[Face], frame_size_hw: tuple[int, int], is_late: bool
@@ -371,12 +409,13 @@ class FramePipeline:
 
     def _verdict(self, item: _Open) -> Verdict:
         start = self._clock_s()
-        image, media = item.image, item.media
-        coordinates = image.input
         frames = tuple(self._sampled_frame(item, picture) for picture in item.pictures)
-        deciding = max((frame for frame in frames if frame.fake_score is not None), key=lambda frame: frame.fake_score or 0.0, default=None)
         timings_ms = {**item.timings_ms, "masks": (self._clock_s() - start) * 1000}
-        timings_ms["total"] = sum(timings_ms.values())
+        return self._composed(item, frames, {**timings_ms, "total": sum(timings_ms.values())})
+
+    def _composed(self, item: _Open, frames: tuple[SampledFrame, ...], timings_ms: Mapping[str, float]) -> Verdict:
+        media, coordinates = item.media, item.image.input
+        deciding = max((frame for frame in frames if frame.fake_score is not None), key=lambda frame: frame.fake_score or 0.0, default=None)
         return Verdict(
             id=media.sha256 if coordinates is None else f"{coordinates.topic}/{coordinates.partition}/{coordinates.offset}",
             input=coordinates,
@@ -454,7 +493,7 @@ class FramePipeline:
             ),
             explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup),
             notes=tuple(notes),
-        )
+        ).seen_as(analysis.appearance)
 
 
 class StreamPoints:
@@ -470,6 +509,21 @@ class StreamPoints:
         self.of: Callable[[str | None], OperatingPoint] = functools.lru_cache(4_096)(
             lambda stream_id: next((point for pattern, point in named if fnmatchcase(stream_id or "", pattern)), default)
         )
+
+
+def _video_media(chunk: Chunk, image: EncodedImage, size_hw: tuple[int, int]) -> Media:
+    height, width = size_hw
+    return Media(
+        type="video",
+        content_type=MP4,
+        sha256=chunk.sha256,
+        size_bytes=chunk.size_bytes,
+        width=width,
+        height=height,
+        uri=image.uri,
+        duration_ms=chunk.duration_ms,
+        num_frames=chunk.num_frames,
+    )
 
 
 def _used(point: OperatingPoint) -> OperatingPointUsed:

@@ -443,6 +443,15 @@ class Segment(_Wire):
     evidence: tuple[SegmentEvidence, ...] = ()
     """Strongest first."""
 
+    @property
+    def words(self) -> str:
+        """For a reader: 'track 0, 12.4-15.0 s: identity swap, 0.97 at 13.2 s; mouth, nose'."""
+        places = ", ".join(item.concept.replace("_", " ") for item in self.evidence)
+        return (
+            f"track {self.track}, {self.start_ms / 1000:.1f}-{self.end_ms / 1000:.1f} s: {self.forgery_type.replace('_', ' ')}, "
+            f"{self.peak:.2f} at {self.peak_ms / 1000:.1f} s{'; ' if places else ''}{places}"
+        )
+
 
 class StreamVerdict(_Wire):
     """What the stream says of itself by this record, by the same three labels."""

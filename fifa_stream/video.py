@@ -8,7 +8,7 @@ PyAV is the extra `video` and is imported with the first chunk. libav gets bytes
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -135,8 +135,15 @@ class Chunk:
             self._decoder.flush_buffers()
 
 
-def open_chunk(value: bytes, *, content_type: str | None, limits: VideoLimits, clock_s: Callable[[], float] = time.monotonic) -> Chunk:
-    """Check an MP4 and choose the frames to look at; `clock_s` is held against `decode_timeout_s`.
+def open_chunk(
+    value: bytes,
+    *,
+    content_type: str | None,
+    limits: VideoLimits,
+    only: Collection[int] | None = None,
+    clock_s: Callable[[], float] = time.monotonic,
+) -> Chunk:
+    """Check an MP4 and choose the frames to look at: by the limits, or `only` these, by their index. `clock_s` is held against `decode_timeout_s`.
 
     Raises RecordError (`empty_value`, `record_too_large`, `unsupported_media`, `media_mismatch`, `image_too_large`, `image_too_small`,
     `video_too_long`, `undecodable_video`) and nothing else for any bytes.
@@ -159,7 +166,7 @@ def open_chunk(value: bytes, *, content_type: str | None, limits: VideoLimits, c
             io_open=_refuse_to_open,
             timeout=limits.decode_timeout_s,
         )
-        return _plan(container, value, limits, clock_s)
+        return _plan(container, value, limits, only, clock_s)
     except Exception as error:
         raise _refusal(error) from error
 
@@ -239,7 +246,7 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> object:
     raise RecordError(Reason.UNSUPPORTED_MEDIA, "the MP4 refers to media data outside the file; send a self-contained file")
 
 
-def _plan(container: "InputContainer", value: bytes, limits: VideoLimits, clock_s: Callable[[], float]) -> Chunk:
+def _plan(container: "InputContainer", value: bytes, limits: VideoLimits, only: Collection[int] | None, clock_s: Callable[[], float]) -> Chunk:
     """Read the packets, without decoding one."""
     if len(container.streams.video) != 1:
         raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the MP4 has {len(container.streams.video)} video tracks; send a file with exactly one")
@@ -266,7 +273,8 @@ def _plan(container: "InputContainer", value: bytes, limits: VideoLimits, clock_
             Reason.VIDEO_TOO_LONG,
             f"the chunk lasts {float(duration_s):.1f} s, video.max_duration_s is {limits.max_duration_s:g}; send shorter chunks",
         )
-    sampled = tuple(_Shown(shown[index][1], shown[index][0], index) for index in sample_frames(seconds, limits.sample_fps, limits.max_frames))
+    chosen = sample_frames(seconds, limits.sample_fps, limits.max_frames) if only is None else sorted({*only} & {*range(len(shown))})
+    sampled = tuple(_Shown(shown[index][1], shown[index][0], index) for index in chosen)
     sha256, duration_ms = hashlib.sha256(value).hexdigest(), round(duration_s * 1000)
     return Chunk(sha256, len(value), duration_ms, len(shown), sampled, tuple(packets), container, decoder, time_base, limits, clock_s)
 
