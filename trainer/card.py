@@ -96,7 +96,7 @@ def _kept_parity(manifest: Manifest, tables: Mapping[str, Any]) -> dict[str, dic
         title, _, rest = name.partition(".")
         if title.startswith(PARITY):
             row, _, measure = rest.rpartition(".")
-            kept.setdefault(row or title.replace("_", " "), {})[measure] = value
+            kept.setdefault((row or title).replace("_", " "), {})[measure] = value
     return {"parity measured at export": kept} if kept else {}
 
 
