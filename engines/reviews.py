@@ -6,13 +6,13 @@ pixels, and what the reviewer made of it. JSON, one object a line or a record.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.contracts import Box, Label, Sha256
 
-REVIEW_SCHEMA = "1.0"
+REVIEW_SCHEMA: Final = "1.0"
 
 Score = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -24,13 +24,27 @@ class Decision(StrEnum):
     AGREE = "agree"
     """Label, place and text hold."""
     DISAGREE = "disagree"
-    """The label is wrong."""
+    """The label is wrong. Of an inconclusive one it says that the face can be told, and `truth` says as what."""
     WRONG_PLACE = "wrong_place"
     """The label holds; some mask does not lie on what is wrong with the face."""
     WRONG_TEXT = "wrong_text"
     """The label holds; some words do not describe what is there."""
     SKIP = "skip"
     """Not to be told."""
+
+
+class Sampling(StrEnum):
+    """How the queue was ordered that a case was taken from: what may be concluded beyond the reviewed cases hangs on it."""
+
+    RANDOM = "random"
+    """Drawn from all cases alike: figures speak of the whole queue."""
+    SCORE = "score"
+    UNCERTAINTY = "uncertainty"
+    """Both by the score alone: figures speak of cases with like scores."""
+    DISAGREEMENT = "disagreement"
+    """By what two engines, or a frame and its stream, make of it."""
+    OTHER = "other"
+    """By time, by stream, by a reviewer's choice: figures speak of the reviewed cases."""
 
 
 class _Closed(BaseModel):
@@ -72,6 +86,8 @@ class Review(_Closed):
     decision: Decision
     evidence: tuple[Name, ...] = Field((), max_length=200)
     """`id`s of the phrases that a decision about place or text speaks of; empty: of all."""
+    objected: tuple[Name, ...] = Field((), max_length=200)
+    """FICT ids of the phrases that `evidence` names; empty where the desk did not say."""
     truth: Literal["real", "fake"] | None = None
     """What the face is, in the reviewer's eyes; null where the decision does not say."""
     true_forgery_type: Name | None = None
@@ -80,6 +96,10 @@ class Review(_Closed):
     decided_at: datetime
     """With a time zone."""
     comment: str = Field("", max_length=2_000)
+    sampling: Sampling | None = None
+    """How the case came to the reviewer; null: not said."""
+    withdrawn: bool = False
+    """The reviewer took back what was decided before; the decision is then `skip`, so that a reader without this field counts nothing either."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -88,13 +108,18 @@ class Review(_Closed):
         told = truth_of(self.label, self.decision)
         if told is not None and self.truth != told:
             raise ValueError(f"decision {self.decision.value} on label {self.label.value} means truth {told}, got {self.truth}")
-        if (self.decision is Decision.SKIP) != (self.truth is None) and self.label is not Label.INCONCLUSIVE:
-            raise ValueError(f"decision {self.decision.value} does not go with truth {self.truth}")
+        if self.decision is Decision.SKIP and self.truth is not None:
+            raise ValueError(f"decision skip tells nothing, got truth {self.truth}")
+        if self.decision is Decision.DISAGREE and self.truth is None:
+            raise ValueError("decision disagree on label inconclusive needs the truth: real or fake")
+        if self.withdrawn and self.decision is not Decision.SKIP:
+            raise ValueError(f"what was withdrawn is told as skip, got {self.decision.value}")
         return self
 
 
 def truth_of(label: Label, decision: Decision) -> Literal["real", "fake"] | None:
-    """What a decision says the face is; None where it is open: a skip, and whatever is said of an inconclusive label without naming the truth."""
+    """What a decision says the face is; None where it is open: a skip, and whatever is said of an inconclusive label. There the reviewer names the
+    truth beside the decision: always with `disagree`, else if it can be told."""
     if decision is Decision.SKIP or label is Label.INCONCLUSIVE:
         return None
     return "fake" if (label is Label.FAKE) != (decision is Decision.DISAGREE) else "real"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fifa_stream import dead_letters_cli, engine_cli, operate_cli
+from fifa_stream import dead_letters_cli, engine_cli, operate_cli, review_cli
 from fifa_stream.exits import ExitCode, clear_errors, end, leave
 from fifa_stream.options import BootstrapOption, ConfigOption, load_settings
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(dead_letters_cli.app, name="dead-letters")
 app.add_typer(engine_cli.app, name="engine")
 app.add_typer(operate_cli.topics_app, name="topics")
+app.add_typer(review_cli.app, name="review")
 
 EngineOption = Annotated[Path | None, typer.Option("--engine", help="Engine bundle; default: the one in the package.")]
 RegionOption = Annotated[str | None, typer.Option("--region", metavar="NAME", help="Ask about one facial concept: right_cheek, or 'right cheek'.")]
@@ -100,21 +101,24 @@ def send(
 
 @app.command()
 def analyze(
-    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Image files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE|VIDEO|DIR...", help="Image and MP4 files, or folders of them.")],
     crop: Annotated[bool, typer.Option("--crop", help="The images already are face crops.")] = False,
     region: RegionOption = None,
     box: BoxOption = None,
     explain: Annotated[Explain, typer.Option("--explain", help="auto: only faces that look manipulated.")] = Explain.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an image, in the order given.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="PAGE", help="Write a page with faces, scores and masks.")] = None,
+    fps: Annotated[float, typer.Option("--fps", min=0.01, max=120.0, help="Frames looked at per second of a video.")] = 4.0,
     engine: EngineOption = None,
 ) -> None:
-    """Judge images without a broker."""
+    """Judge images without a broker; of a video also who is manipulated when."""
     with clear_errors():
         query = _query(region, box)
         from fifa_stream.analyze import analyze_paths
+        from fifa_stream.analyze_video import VideoOptions
 
-        raise typer.Exit(analyze_paths(paths, engine=engine, crop=crop, query=query, explain=explain.value, as_json=as_json, html=html))
+        video = VideoOptions(fps=fps)
+        raise typer.Exit(analyze_paths(paths, engine=engine, crop=crop, query=query, explain=explain.value, video=video, as_json=as_json, html=html))
 
 
 @app.command()

@@ -7,14 +7,14 @@ import json
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fifa_stream.exits import ExitCode, clear_errors, end
-from fifa_stream.options import BootstrapOption, ConfigOption, load_settings
+from fifa_stream.options import BootstrapOption, ConfigOption, SinceOption, load_settings, unix_ms
 
 if TYPE_CHECKING:
     from fifa_stream.dead_letter_tools import Replay
@@ -26,7 +26,6 @@ app = typer.Typer(help="Look at dead letters, and send them again.", no_args_is_
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="NAME", help="Only letters of this reason.")]
 PartitionOption = Annotated[int | None, typer.Option("--partition", min=0, help="Of the dead-letters topic; default: all.")]
 OffsetOption = Annotated[int | None, typer.Option("--offset", min=0, help="Begin here; needs --partition.")]
-SinceOption = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only newer ones: 90s, 15m, 2h, 7d, or 2026-01-31T12:00 (UTC).")]
 DUMPED_BYTES = 64
 MAX_SHOWN_CHARACTERS = 400
 
@@ -246,18 +245,4 @@ def _span(partition: int | None, offset: int | None, since: str | None) -> "Span
 
     if offset is not None and partition is None:
         end(ExitCode.USAGE, f"--offset {offset} is of one partition; give --partition as well")
-    return Span(partition, offset, None if since is None else _unix_ms(since))
-
-
-def _unix_ms(text: str) -> int:
-    """'15m' ago, or a time in ISO 8601, which is UTC unless it says otherwise."""
-    try:
-        if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
-            unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[ago[2]]
-            time = datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
-        else:
-            time = datetime.fromisoformat(text)
-            time = time if time.tzinfo else time.replace(tzinfo=UTC)
-        return max(0, int(time.timestamp() * 1000))
-    except (ValueError, OverflowError):
-        end(ExitCode.USAGE, f"--since {_plain(text)!r} is no time; write 15m, 2h, 7d or 2026-01-31T12:00")
+    return Span(partition, offset, None if since is None else unix_ms(since))

@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
         1,
         "`analyze`: an image has no verdict. `send`: an image was not sent. `demo`: what was got is not what was expected. `engine check`: an engine "
         "differs too far from its checkpoint. `dead-letters`: there is no such letter, or `replay` skipped one. `check`: something is wrong. "
-        "`replay`: a dead letter does not hold its original.",
+        "`replay`: a dead letter does not hold its original. `review verify`: the file is not as it was exported.",
     )
     USAGE = 2, "An option, a setting or the settings file is wrong."
     BROKER = 3, "The broker cannot be reached, refuses, or lacks a topic."
@@ -44,7 +44,7 @@ class ExitCode(enum.IntEnum):
 
 
 EXPECTED_ERRORS = {
-    ExitCode.SOME_FAILED: {"fifa_stream.send.SendError", "fifa_stream.demo.DemoError"},
+    ExitCode.SOME_FAILED: {"fifa_stream.send.SendError", "fifa_stream.demo.DemoError", "fifa_stream.review.export.VerifyError"},
     ExitCode.USAGE: {
         "fifa_stream.config.ConfigError",
         "fifa_stream.records.RecordError",
@@ -52,6 +52,8 @@ EXPECTED_ERRORS = {
         "fifa_stream.telemetry.PortTaken",
         "fifa_stream.consume.CodecMissing",
         "fifa_stream.embedded.EmbeddedBrokerError",
+        "fifa_stream.review.decisions.DecisionError",
+        "fifa_stream.review.sources.SourceError",
     },
     ExitCode.BROKER: {"fifa_stream.cluster.BrokerError", "fifa_stream.produce.TopicError"},
     ExitCode.ENGINE: {"engines.contracts.EngineError"},

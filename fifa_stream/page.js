@@ -1,6 +1,6 @@
 "use strict";
 // Links each phrase to its mask: pointing at or focusing one lights the other; a click or Enter keeps it, Escape lets go.
-for (const face of document.querySelectorAll("[data-face]")) {
+const linkFace = (face) => {
   const parts = [...face.querySelectorAll("[data-evidence]")];
   const controls = parts.filter((part) => part.classList.contains("phrase") || part.classList.contains("hit"));
   let kept = null;
@@ -25,4 +25,5 @@ for (const face of document.querySelectorAll("[data-face]")) {
       if (control.classList.contains("hit") && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); keep(id); }
     });
   }
-}
+};
+document.querySelectorAll("[data-face]").forEach(linkFace);

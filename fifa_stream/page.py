@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.contracts import Mask
 from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.records import (
     Box,
@@ -29,20 +27,16 @@ from fifa_stream.records import (
     QueryAnswered,
     RunLengths,
     SampledFrame,
+    Segment,
     Verdict,
 )
 from fifa_stream.video import VideoLimits, open_chunk
+from fifa_stream.views import INKS, FaceView, hit_path, jpeg, pieces, shown_frame, tint
 
-FRAME_SIDE_PX = 640
-"""Longest side of an embedded frame."""
-VIEW_SIDE_PX = 384
-"""Longest side of an embedded face view."""
-VIEW_SCALE = 1.45
-"""Side of a face view, in longer sides of its box: a little more than the crop that was judged (`engines.preprocess.CROP_SCALE`)."""
-HIT_CELL_PX = 2
-"""Masks answer the pointer on a grid of this pitch."""
-_INKS = ((230, 159, 0), (86, 180, 233), (47, 191, 143), (240, 228, 66), (204, 121, 167), (255, 138, 92), (185, 165, 255))
-"""RGB of the classes k0..k6 of the style sheet (Okabe and Ito's palette, lightened)."""
+MAX_SHOWN_FRAMES = 24
+"""Of one video."""
+_UNLIMITED = VideoLimits(max_bytes=1 << 40, max_pixels=(1 << 31) - 1, max_duration_s=1e6, max_decoded_frames=1 << 31, decode_timeout_s=3600.0)
+"""What is shown was judged already, within limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +53,10 @@ class PageEntry:
     expected: str | None = None
     """What should have come out, in words; shown beside what did."""
     is_as_expected: bool | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+    """What else there is to say of it, by name."""
+    frame: int | None = None
+    """Of a chunk only this sampled frame, by its index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class _Mark:
 
     id: str
     ink: int
-    """Which of `_INKS`."""
+    """Which of `INKS`."""
     words: str
     mask: RunLengths
 
@@ -184,28 +182,43 @@ def _article(number: int, entry: PageEntry) -> str:
         image_HWC = None if encoded is None else decode_image(encoded, content_type=None, limits=DecodeLimits(len(encoded), 1 << 31)).image_HWC
         body = _columns(str(number), outcome, outcome.operating_point, image_HWC, foot)
     else:
-        body = f"{_notes(outcome.notes)}{foot}{_frames(number, outcome.frames, outcome.operating_point, encoded)}"
+        told = [frame for frame in outcome.frames if entry.frame in (None, frame.index)]
+        body = f"{_notes(outcome.notes)}{foot}{_segments(outcome.segments or ())}{_frames(number, told, outcome.operating_point, encoded)}"
     return (
         f'<article id="image-{number}"><div class="top"><h2>{escape(entry.name)}</h2>{_chip(outcome.label.value)}'
         f'<span class="quiet">{media.width} x {media.height}, {escape(media.content_type)}</span></div>{_remark(entry)}'
-        f"{body}</article>"
+        f"{body}{_facts(entry.facts)}</article>"
     )
 
 
 def _frames(number: int, frames: Sequence[SampledFrame], point: OperatingPointUsed, encoded: bytes | None) -> str:
-    """The sampled frames of a chunk. One that the default sampling does not meet is shown without its picture."""
+    """Sampled frames of a chunk: all, or those of a long video that show most."""
+    num_frames, frames = len(frames), _worth_showing(frames)
     told = {frame.index: frame for frame in frames}
     pictured: dict[int, str] = {}
     if encoded is not None:
-        chunk = open_chunk(encoded, content_type=None, limits=VideoLimits(len(encoded), max_pixels=(1 << 31) - 1))
-        for shown in chunk.frames():  # one picture at a time
-            if shown.index in told:
-                pictured[shown.index] = _columns(f"{number}-{shown.index}", told[shown.index], point, shown.image_HWC)
-    return "".join(
+        for shown in open_chunk(encoded, content_type=None, limits=_UNLIMITED, only=told).frames():  # one picture at a time
+            pictured[shown.index] = _columns(f"{number}-{shown.index}", told[shown.index], point, shown.image_HWC)
+    left_out = f'<p class="quiet">{len(frames)} of {num_frames} frames that were looked at.</p>' if len(frames) < num_frames else ""
+    return left_out + "".join(
         f'<div class="top"><h3>Frame {frame.index} at {frame.pts_ms} ms</h3>{_chip(frame.label.value)}</div>'
         f"{pictured.get(frame.index) or _columns(f'{number}-{frame.index}', frame, point, None)}"
         for frame in frames
     )
+
+
+def _worth_showing(frames: Sequence[SampledFrame]) -> Sequence[SampledFrame]:
+    """Those with an explanation first, then by score; in the order they are shown."""
+    ranked = sorted(frames, key=lambda frame: (all(face.explanation is None for face in frame.faces), -(frame.fake_score or 0.0), frame.index))
+    return sorted(ranked[:MAX_SHOWN_FRAMES], key=lambda frame: frame.index)
+
+
+def _segments(segments: Sequence[Segment]) -> str:
+    """A line for each segment of a stream."""
+    if not segments:
+        return ""
+    rows = "".join(f"<li>{escape(segment.words)}</li>" for segment in segments)
+    return f"<h3>Segments</h3><ul>{rows}</ul>"
 
 
 def _columns(prefix: str, seen: Verdict | SampledFrame, point: OperatingPointUsed, image_HWC: NDArray[np.uint8] | None, foot: str = "") -> str:
@@ -215,14 +228,18 @@ def _columns(prefix: str, seen: Verdict | SampledFrame, point: OperatingPointUse
     return f'<div class="columns"><div>{frame}{_notes(seen.notes)}{foot}</div><div class="faces">{faces}</div></div>'
 
 
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    if not facts:
+        return ""
+    return f'<dl class="facts">{"".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)}</dl>'
+
+
 def _remark(entry: PageEntry) -> str:
     return f"<p>{escape(entry.remark)}</p>" if entry.remark else ""
 
 
 def _frame_picture(image_HWC: NDArray[np.uint8], seen: Verdict | SampledFrame) -> str:
     height, width = image_HWC.shape[:2]
-    image = Image.fromarray(image_HWC)
-    image.thumbnail((FRAME_SIDE_PX, FRAME_SIDE_PX))
     letter_px = max(width, height) / 22
     boxes = []
     for face in seen.faces:
@@ -236,12 +253,12 @@ def _frame_picture(image_HWC: NDArray[np.uint8], seen: Verdict | SampledFrame) -
     label = f"The frame with {len(seen.faces)} face{'' if len(seen.faces) == 1 else 's'} marked"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-        f'<image href="{_jpeg(image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>{"".join(boxes)}</svg>'
+        f'<image href="{_data_uri(shown_frame(image_HWC))}" width="{width}" height="{height}" preserveAspectRatio="none"/>{"".join(boxes)}</svg>'
     )
 
 
-def _asked_box(box: Box, scale: float = 1.0) -> str:
-    x0, y0, x1, y1 = (side * scale for side in box)
+def _asked_box(box: Box) -> str:
+    x0, y0, x1, y1 = box
     return f'<rect class="asked" x="{x0:g}" y="{y0:g}" width="{x1 - x0:g}" height="{y1 - y0:g}"/>'
 
 
@@ -259,7 +276,7 @@ def _face(face_id: str, face: FaceVerdict, query: QueryAnswered | None, point: O
 
 
 def _marks(prefix: str, first_ink: int, evidence: Sequence[EvidenceItem]) -> tuple[_Mark, ...]:
-    return tuple(_Mark(f"{prefix}-{index}", (first_ink + index) % len(_INKS), item.phrase, item.mask) for index, item in enumerate(evidence))
+    return tuple(_Mark(f"{prefix}-{index}", (first_ink + index) % len(INKS), item.phrase, item.mask) for index, item in enumerate(evidence))
 
 
 def _asked(face_id: str, face: FaceVerdict, query: QueryAnswered) -> _Asked | None:
@@ -267,7 +284,7 @@ def _asked(face_id: str, face: FaceVerdict, query: QueryAnswered) -> _Asked | No
     answer = next((answer for answer in query.answers if answer.face == face.id), None)
     if answer is None:
         return None
-    area = None if answer.box is None else _Mark(f"{face_id}-asked", len(face.evidence) % len(_INKS), query.words, answer.mask)
+    area = None if answer.box is None else _Mark(f"{face_id}-asked", len(face.evidence) % len(INKS), query.words, answer.mask)
     return _Asked(query, answer, area, _marks(f"{face_id}-asked", len(face.evidence) + 1, answer.evidence))
 
 
@@ -304,15 +321,8 @@ def _types(face: FaceVerdict) -> str:
 
 def _explanation(text: str, evidence: Sequence[EvidenceItem], marks: Sequence[_Mark]) -> str:
     """The plain text with a button on the character span of each phrase; spans that overlap an earlier one stay text."""
-    position, out = 0, []
-    for item, mark in sorted(zip(evidence, marks, strict=True), key=lambda pair: pair[0].char_span):
-        start, end = item.char_span
-        if start < position:
-            continue
-        out.append(escape(text[position:start]) + mark.button(text[start:end]))
-        position = end
-    out.append(escape(text[position:]))
-    return f'<p class="explanation">{"".join(out)}</p>'
+    parts = (escape(part) if index is None else marks[index].button(part) for part, index in pieces(text, evidence))
+    return f'<p class="explanation">{"".join(parts)}</p>'
 
 
 def _evidence_table(evidence: Sequence[EvidenceItem]) -> str:
@@ -338,61 +348,27 @@ def _notes(notes: Sequence[Note]) -> str:
 
 def _view(face: FaceVerdict, marks: Sequence[_Mark], image_HWC: NDArray[np.uint8], asked_box: Box | None) -> str:
     height, width = image_HWC.shape[:2]
-    x0, y0, x1, y1 = face.box
-    half = VIEW_SCALE * max(x1 - x0, y1 - y0) / 2
-    left, top = max(0, int((x0 + x1) / 2 - half)), max(0, int((y0 + y1) / 2 - half))
-    right, bottom = min(width, int(np.ceil((x0 + x1) / 2 + half))), min(height, int(np.ceil((y0 + y1) / 2 + half)))
-    scale = VIEW_SIDE_PX / max(right - left, bottom - top)
-    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
-    picture = Image.fromarray(np.ascontiguousarray(image_HWC[top:bottom, left:right])).resize(size, Image.Resampling.LANCZOS)
-    masks = []
-    for mark in marks:
-        mask_HW = Mask(mark.mask.size, mark.mask.counts).decode()[top:bottom, left:right]
-        shown = Image.fromarray(mask_HW.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        masks.append((mark, np.asarray(shown) >= 128))
+    view = FaceView.around(face.box, width=width, height=height)
+    masks = [(mark, view.mask(mark.mask)) for mark in marks]
     masks.sort(key=lambda entry: -int(entry[1].sum()))  # the smallest lies on top and can be pointed at
-    layers = "".join(
-        f'<image class="mask" data-evidence="{mark.id}" href="{_tint(mask_HW, mark.ink)}" width="{size[0]}" height="{size[1]}"/>'
-        for mark, mask_HW in masks
-    )
+    size = f'width="{view.width}" height="{view.height}"'
+    layers = "".join(f'<image class="mask" data-evidence="{mark.id}" href="{tint(mask_HW, mark.ink)}" {size}/>' for mark, mask_HW in masks)
     hits = "".join(_hit(mark, mask_HW) for mark, mask_HW in masks if mask_HW.any())
     if asked_box is not None:
-        x0, y0, x1, y1 = asked_box
-        layers += _asked_box((x0 - left, y0 - top, x1 - left, y1 - top), scale)
+        layers += _asked_box(view.box(asked_box))
     return (
-        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="group" aria-label="Face {face.id + 1}">'
-        f'<image href="{_jpeg(picture)}" width="{size[0]}" height="{size[1]}"/>{layers}{hits}</svg>'
+        f'<svg viewBox="0 0 {view.width} {view.height}" role="group" aria-label="Face {face.id + 1}">'
+        f'<image href="{_data_uri(view.picture(image_HWC))}" {size}/>{layers}{hits}</svg>'
     )
 
 
 def _hit(mark: _Mark, mask_HW: NDArray[np.bool_]) -> str:
-    """An invisible shape over the mask that can be pointed at and focused: one box per run of grid cells."""
-    pitch = HIT_CELL_PX
-    cells_HW = mask_HW[::pitch, ::pitch]
-    steps_HW = np.diff(np.pad(cells_HW, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(steps_HW == 1)
-    _, ends = np.nonzero(steps_HW == -1)
-    path = "".join(f"M{s * pitch} {r * pitch}h{(e - s) * pitch}v{pitch}h{(s - e) * pitch}z" for r, s, e in zip(rows, starts, ends, strict=True))
+    """An invisible shape over the mask that can be pointed at and focused."""
     return (
-        f'<path class="hit" data-evidence="{mark.id}" d="{path}" tabindex="0" role="button" aria-pressed="false" '
+        f'<path class="hit" data-evidence="{mark.id}" d="{hit_path(mask_HW)}" tabindex="0" role="button" aria-pressed="false" '
         f'aria-label="mask of: {escape(mark.words)}"><title>{escape(mark.words)}</title></path>'
     )
 
 
-def _tint(mask_HW: NDArray[np.bool_], ink: int) -> str:
-    """A PNG data URI: the mask in the ink of its words, transparent elsewhere, its edge opaque."""
-    padded = np.pad(mask_HW, 2)
-    eroded = np.ones_like(mask_HW)
-    for dy, dx in ((0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)):
-        eroded &= padded[dy : dy + mask_HW.shape[0], dx : dx + mask_HW.shape[1]]
-    levels = Image.fromarray(np.where(eroded, 1, np.where(mask_HW, 2, 0)).astype(np.uint8))
-    levels.putpalette([0, 0, 0, *_INKS[ink], *_INKS[ink]])
-    buffer = BytesIO()
-    levels.save(buffer, "PNG", transparency=bytes([0, 130, 255]), bits=2, optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _jpeg(image: Image.Image) -> str:
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=86)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _data_uri(image: Image.Image) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image)).decode()

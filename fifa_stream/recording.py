@@ -85,21 +85,33 @@ class Line:
     """From 1."""
     record: RawRecord | None
     """None: a dead letter that does not hold its original."""
+    begin: int
+    """Byte of the file at which it begins."""
 
 
 def read_lines(file: Path) -> Iterator[Line]:
     """Every line, in order; empty ones are left out. Raises RecordingError at the first that is no record."""
     try:
         with file.open("rb") as lines:
-            number = 0
+            number = end = 0
             while text := lines.readline(MAX_LINE_BYTES + 1):
-                number += 1
+                number, begin, end = number + 1, end, end + len(text)
                 if len(text) > MAX_LINE_BYTES:
                     raise RecordingError(f"{file}:{number}: the line has more than {MAX_LINE_BYTES} bytes; no frame is as large")
                 if text.strip():
-                    yield Line(number, _record(file, number, text))
+                    yield Line(number, _record(file, number, text), begin)
     except OSError as error:
         raise RecordingError(f"{file} cannot be read: {error.strerror}; give a file of `send --record` or `dead-letters list --records`") from None
+
+
+def read_line(file: Path, line: Line) -> RawRecord | None:
+    """A line again, for who keeps only where it stands. Raises RecordingError."""
+    try:
+        with file.open("rb") as lines:
+            lines.seek(line.begin)
+            return _record(file, line.number, lines.readline(MAX_LINE_BYTES + 1))
+    except OSError as error:
+        raise RecordingError(f"{file} cannot be read: {error.strerror}; keep the file as long as it is looked at") from None
 
 
 def _record(file: Path, number: int, text: bytes) -> RawRecord | None:

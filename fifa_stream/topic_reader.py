@@ -1,5 +1,6 @@
 """A topic read from a place to where it ended at the time of the call, without a group: for tools that look at topics or send them again."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import kafka as kafka_python
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
@@ -17,6 +18,8 @@ from fifa_stream.records import RawRecord
 IDLE_TIMEOUT_S = 30.0
 """Longest silence before the end is reached. An open transaction is no reason: on Apache Kafka the end lies before it."""
 POLL_S = 0.5
+LOOKUP_TIMEOUT_S = 10.0
+"""Longest wait for a single record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,61 @@ def read_topic(kafka: KafkaSettings, topic: str, span: Span | None = None, *, id
             consumer.close(timeout_ms=3_000)
     except KafkaError as error:
         raise BrokerError(f"topic {topic!r} cannot be read: {type(error).__name__}: {error}; check the kafka.* settings") from None
+
+
+class TopicLookup:
+    """Single records of a topic by where they lie: one client, made with the first and held open. Threads take turns."""
+
+    def __init__(self, kafka: KafkaSettings, topic: str, *, timeout_s: float = LOOKUP_TIMEOUT_S) -> None:
+        self._kafka, self._topic, self._timeout_s = kafka, topic, timeout_s
+        self._lock = threading.Lock()
+        self._consumer: Any = None
+
+    def find(self, partition: int, offset: int) -> RawRecord | None:
+        """The record at a place; None where there is none any more, or never was. Raises BrokerError."""
+        with self._lock:
+            try:
+                if self._consumer is None:
+                    self._consumer = kafka_python.KafkaConsumer(
+                        **self._kafka.client_options(),
+                        group_id=None,
+                        enable_auto_commit=False,
+                        auto_offset_reset="none",
+                        max_partition_fetch_bytes=self._kafka.max_partition_fetch_bytes,
+                    )
+                return self._find(self._consumer, TopicPartition(self._topic, partition), offset)
+            except OffsetOutOfRangeError:
+                return None
+            except KafkaError as error:
+                self._close()
+                cause = f"{type(error).__name__}: {error}"
+                raise BrokerError(f"{self._topic}/{partition}/{offset} cannot be read: {cause}; check the kafka.* settings") from None
+
+    def _find(self, consumer: Any, partition: Any, offset: int) -> RawRecord | None:
+        if partition.partition not in (consumer.partitions_for_topic(self._topic) or ()):
+            return None
+        if consumer.assignment() != {partition}:
+            consumer.assign([partition])
+        if offset < consumer.beginning_offsets([partition])[partition]:
+            return None
+        consumer.seek(partition, offset)
+        deadline = time.monotonic() + self._timeout_s
+        while time.monotonic() < deadline:
+            for record in consumer.poll(timeout_ms=round(POLL_S * 1000), max_records=1).get(partition, ()):
+                return raw_record(record) if record.offset == offset else None
+            if consumer.highwater(partition) is not None and offset >= consumer.highwater(partition):
+                return None
+        return None
+
+    def close(self) -> None:
+        """Let the broker go."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close(timeout_ms=3_000)
+            self._consumer = None
 
 
 def _read(consumer: Any, topic: str, span: Span, *, is_tansu: bool, idle_timeout_s: float) -> Iterator[RawRecord]:

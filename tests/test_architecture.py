@@ -68,7 +68,7 @@ def test_every_serving_module_imports_without_torch_transformers_and_opencv() ->
 def test_serving_imports_only_what_the_distribution_declares() -> None:
     declared = {canonical(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    serving_extras = ("build", "claims", "confluent", "demo", "otlp", "tensorrt", "tensorrt-rtx", "video")
+    serving_extras = ("build", "claims", "confluent", "demo", "otlp", "review", "tensorrt", "tensorrt-rtx", "video")
     declared |= {canonical(requirement) for extra in serving_extras for requirement in extras[extra]}
     providers = packages_distributions()
     for name, path in SERVING.items():

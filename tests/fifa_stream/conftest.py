@@ -171,7 +171,7 @@ class Bench:
     detector: ToyDetector
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_bench() -> Callable[..., Bench]:
     """Build a pipeline: `make_bench(faces=..., limits=..., unix_time_s=..., query_levels=..., stream_points=...)`; its stage clock stands still."""
 
@@ -200,7 +200,7 @@ def toy_detector() -> type[ToyDetector]:
     return ToyDetector
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_image() -> Callable[..., bytes]:
     """Encode a noisy gray image: `make_image(width=, height=, level=, kind=)`; the same arguments give the same bytes."""
 
