@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fifa_stream.analyze_video import VideoOptions
 from fifa_stream.cli import app, reference_page
 from fifa_stream.exits import EXPECTED_ERRORS, ExitCode
 from fifa_stream.records import Query
@@ -140,10 +141,10 @@ def test_analyze_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, options: 
         return 1
 
     monkeypatch.setitem(sys.modules, "fifa_stream.analyze", stand_in(analyze_paths=analyze_paths))
-    result = invoke("analyze", "a.png", "b", "--crop", "--explain", "always", "--json", "--html", "page.html", *options)
+    result = invoke("analyze", "a.png", "b", "--crop", "--explain", "always", "--json", "--html", "page.html", "--fps", "2", *options)
     assert result.exit_code == ExitCode.SOME_FAILED, "analyze_paths says that an image failed"
     expected = {"paths": [Path("a.png"), Path("b")], "engine": None, "crop": True, "query": query, "explain": "always"}
-    assert calls == [expected | {"as_json": True, "html": Path("page.html")}]
+    assert calls == [expected | {"as_json": True, "html": Path("page.html"), "video": VideoOptions(fps=2)}]
 
 
 @pytest.mark.parametrize(
