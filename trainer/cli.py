@@ -17,6 +17,13 @@ AnnotationsOption = Annotated[Path, typer.Option("--annotations", help="Folder t
 ThreadsOption = Annotated[int, typer.Option(help="Threads of the compute library; 0 lets it choose.")]
 WorkersOption = Annotated[int, typer.Option(help="Processes, one thread each.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is made.")]
+ReviewsOption = Annotated[Path | None, typer.Option("--reviews", help="File of reviews (JSON lines) that `fifa-stream review` wrote.")]
+FramesOption = Annotated[Path | None, typer.Option("--frames", help="Reviewed pictures: a folder, or a recording of the frames topic.")]
+VerdictsOption = Annotated[
+    Path | None, typer.Option("--verdicts", help="Verdicts as JSON lines or a recording: their masks, and the queue's scores.")
+]
+TotalsOption = Annotated[Path | None, typer.Option("--totals", help="How many faces the queue holds in 20 equal bins of fake_score: a JSON list.")]
+WithoutStreamOption = Annotated[list[str] | None, typer.Option("--without-stream", help="Leave out the reviews of a stream, repeatable.")]
 
 
 def _faces(data: str) -> Any:
@@ -44,18 +51,56 @@ def _image(path: Path) -> Any:
 
 @app.command()
 def annotate(
-    data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl and dev.jsonl (and the images of own manipulations).")],
+    data: Annotated[str | None, typer.Option("--data", help=DATA_HELP, envvar="FIFA_DATA")] = None,
+    reviews: ReviewsOption = None,
+    frames: FramesOption = None,
+    verdicts: VerdictsOption = None,
+    without_stream: WithoutStreamOption = None,
     workers: WorkersOption = 1,
     share: Annotated[float, typer.Option(help="Of the training faces that are annotated by default, in (0, 1].")] = 1.0,
     seed: int = 0,
 ) -> None:
-    """A whole set to artifact masks, FICT concepts and evidence-bound text. Resumable: rows already written are kept."""
+    """A whole set to artifact masks, FICT concepts and evidence-bound text. Resumable: rows already written are kept.
+
+    With --reviews: reviewed frames to rows with their provenance (docs/reviews.md); the folder is written anew.
+    """
     from trainer.corpus import annotate_corpus
 
+    if reviews is not None:
+        _annotate_reviews(reviews, frames, verdicts, out, without_stream or [])
+        return
+    if data is None:
+        raise typer.BadParameter("faces are annotated out of a set or out of reviews; give --data or --reviews", param_hint="--data")
     if not 0 < share <= 1:
         raise typer.BadParameter(f"{share} is no share; choose one in (0, 1]", param_hint="--share")
     annotate_corpus(_faces(data), out, workers=workers, seed=seed, share=share)
+
+
+def _annotate_reviews(reviews: Path, frames: Path | None, verdicts: Path | None, out: Path, without: list[str]) -> None:
+    from trainer.review_rows import INDEX, LEFT_OUT, annotate_reviews
+    from trainer.reviews import read_reviews
+
+    if frames is None:
+        raise typer.BadParameter("reviews hold no pictures; give the folder or the recording that does", param_hint="--frames")
+    made = annotate_reviews(read_reviews(reviews, without=without), frames, out, verdicts=verdicts)
+    rows = ", ".join(f"{count} of {name}" for name, count in sorted(made.rows.items())) or "no rows"
+    refused = ", ".join(f"{why} {count}" for why, count in sorted(made.refused.items())) or "none"
+    left_out = sorted({note.why for note in made.left_out})
+    why = ", ".join(f"{one.value} {sum(note.why is one for note in made.left_out)}" for one in left_out) or "none"
+    typer.echo(f"{out}: {rows}; without text: {refused}; left out ({LEFT_OUT}): {why}; read the faces with --data csv:{out / INDEX}")
+
+
+@app.command()
+def forget(
+    annotations: AnnotationsOption,
+    stream: Annotated[list[str], typer.Option("--stream", help="Id of a stream, repeatable.")],
+) -> None:
+    """Remove every row and crop of a stream from a folder that `annotate --reviews` wrote: a person's erasure request."""
+    from trainer.review_rows import forget as forget_streams
+
+    count = forget_streams(annotations, stream)
+    typer.echo(f"{annotations}: {count} rows removed; make instruction data again that was made of them, and take the stream out of the reviews too")
 
 
 @app.command()
@@ -370,13 +415,25 @@ def evaluate(
             help="Locate asked regions in the mirror image too, or not, whatever the manifest says; --seal writes it there.",
         ),
     ] = None,
+    reviews: ReviewsOption = None,
+    of: Annotated[str | None, typer.Option("--of", help="Reviews: digest of the engine whose reviews are scored, or how it begins.")] = None,
+    frames: FramesOption = None,
+    verdicts: VerdictsOption = None,
+    totals: TotalsOption = None,
+    without_stream: WithoutStreamOption = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = 0,
 ) -> None:
-    """FiFa-Bench: score an engine on a part of the dev sets, or a file of predictions on a bench folder, for all eleven tasks."""
+    """FiFa-Bench: score an engine on a part of the dev sets, or a file of predictions on a bench folder, for all eleven tasks.
+
+    With --reviews: how often people agreed with an engine's verdicts; with --frames and --engine also what that engine says of the same faces.
+    """
     from trainer.evaluate import score_file
     from trainer.fifa_bench.report import as_markdown, write_report
 
+    if reviews is not None:
+        _evaluate_reviews(reviews, of, engine, frames, verdicts, totals, out, without_stream or [], threads)
+        return
     if baseline and predictions is not None:
         raise typer.BadParameter("a baseline stands beside an engine; leave --predictions out", param_hint="--baseline")
     if predictions is not None:
@@ -399,6 +456,96 @@ def evaluate(
         manifest = write_card(engine or bundled_engine(), tables, mirrored_regions=mirrored)
         typer.echo(f"sealed: digest {manifest.digest[:12]}", err=True)
     typer.echo(as_markdown(tables))
+
+
+def _queue_totals(verdicts: Path | None, totals: Path | None, digest: str) -> Any:
+    from trainer.review_frames import read_verdicts
+    from trainer.review_sampling import counted_in_bins, read_totals
+
+    if totals is not None:
+        return read_totals(totals)
+    if verdicts is None:
+        return None
+    ours = {shown.id: [face.fake_score for face in shown.faces.values()] for shown in read_verdicts(verdicts) if shown.engine == digest}
+    return counted_in_bins(score for scores in ours.values() for score in scores)  # a verdict that was delivered twice counts once
+
+
+def _evaluate_reviews(
+    path: Path, of: str | None, engine: Path | None, frames: Path | None, verdicts: Path | None, totals: Path | None, out: Path | None,
+    without: list[str], threads: int,
+) -> None:  # fmt: skip
+    from engines.bundle import read_manifest
+    from trainer.agreement import TITLE, agreement_tables, engine_of, write_agreement
+    from trainer.fifa_bench.report import as_markdown
+    from trainer.reviews import read_reviews
+
+    read = read_reviews(path, without=without)
+    digest = engine_of(read, of, None if engine is None else read_manifest(engine).digest)
+    tables = agreement_tables(read, digest, totals=_queue_totals(verdicts, totals, digest))
+    if engine is not None and frames is not None:
+        from engines.analyzer import Analyzer
+        from engines.bundle import open_bundle
+        from trainer.agreement import rescored
+        from trainer.review_frames import read_verdicts
+        from trainer.reviews import CaseKey
+
+        analyzer = Analyzer(open_bundle(engine, threads=threads))
+        shown = {
+            CaseKey(verdict.engine, verdict.id, *place): face
+            for verdict in (() if verdicts is None else read_verdicts(verdicts))
+            for place, face in verdict.faces.items()
+        }
+        tables[f"the same faces by engine {analyzer.manifest.digest[:12]}"] = rescored(analyzer, read.cases(digest), frames, shown)
+    if out is not None:
+        write_agreement(tables, out)
+    typer.echo(as_markdown(tables, title=TITLE))
+
+
+@app.command()
+def recalibrate(
+    reviews: Annotated[Path, typer.Option("--reviews", help="File of reviews (JSON lines) that `fifa-stream review` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for proposal.json and proposal.md.")],
+    engine: Annotated[Path | None, typer.Option(help="Bundle whose verdicts were reviewed; the one inside the package when not given.")] = None,
+    verdicts: VerdictsOption = None,
+    totals: TotalsOption = None,
+    reviewer_error: Annotated[
+        float | None, typer.Option("--reviewer-error", help="Share of faces on which a reviewer is wrong, stated where too few were seen by two.")
+    ] = None,
+    without_stream: WithoutStreamOption = None,
+) -> None:
+    """Propose a calibration out of reviews: a sealed file and a page. Changes nothing; `apply-calibration` does, when somebody calls it."""
+    from engines.bundle import bundled_engine, read_manifest
+    from trainer.recalibrate import PAGE, propose, write_proposal
+    from trainer.reviewer_error import stated_error
+    from trainer.reviews import read_reviews
+
+    manifest = read_manifest(engine or bundled_engine())
+    draft = propose(
+        read_reviews(reviews, without=without_stream or []),
+        manifest,
+        totals=_queue_totals(verdicts, totals, manifest.digest),
+        error=None if reviewer_error is None else stated_error(reviewer_error),
+    )
+    proposal = write_proposal(draft, out)
+    for warning in proposal.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    typer.echo(f"{out / PAGE}: proposal {proposal.digest[:12]} for engine {proposal.engine[:12]}; nothing was changed")
+
+
+@app.command()
+def apply_calibration(
+    proposal: Annotated[Path, typer.Argument(help="proposal.json that `recalibrate` wrote.")],
+    engine: Annotated[Path, typer.Option(help="The bundle it was made for.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the bundle with the proposed calibration.")],
+    bundle_version: Annotated[
+        str | None, typer.Option("--bundle-version", help="Of the new bundle; the old one's with the proposal by default.")
+    ] = None,
+) -> None:
+    """Make a new bundle, with a digest of its own, out of an engine and a calibration proposed for it. The engine itself stays as it is."""
+    from trainer.recalibrate import apply
+
+    manifest = apply(proposal, engine, out, version=bundle_version)
+    typer.echo(f"{out}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}")
 
 
 def _evaluate_engine(

@@ -217,12 +217,18 @@ def _image_samples(asker: _Asker, row: Row, recipe: Recipe, regions: dict[str, R
         asker.sample("toe", answer=parse_markup(markup)[0]),
         asker.sample("age", answer=markup, masks=masks, mask_known=known, regions=regions),
     ]
-    if known:
+    if known and not _is_partial(row):
         whole = (TrueMask(concept=None, rle=Rle.of(decode_mask(row["mask"]))),) if row["is_fake"] else ()
         samples.insert(0, asker.sample("loc", answer=prompts.loc_answer(row["is_fake"]), masks=whole, frozen=frozen))
     elif frozen is not None:
         samples.insert(0, _frozen_only(asker, frozen))
     return samples
+
+
+def _is_partial(row: Row) -> bool:
+    """Whether the mask is only a part of what was manipulated (reviewed faces): it is asked for in the places it names, never as the whole, and
+    nothing outside it counts as clean."""
+    return bool(row.get("partial"))
 
 
 def _answered(subject: Subject, recipe: Recipe, annotator: Annotator, found: Regions) -> dict[Level, list[_Asked]]:
@@ -231,9 +237,9 @@ def _answered(subject: Subject, recipe: Recipe, annotator: Annotator, found: Reg
     assert row is not None
     rng = _rng(recipe.seed, face.dataset, face.name)
     mask_HW = decode_mask(row["mask"])
-    no_real_pixel = face.forgery_type == "entire_synthesis"
-    areas = AskedAreas(rng, found, mask_HW, outside_is_clean=not no_real_pixel)
-    clean_share = 1.0 if not face.is_fake else 0.0 if no_real_pixel else recipe.clean_share
+    never_clean = face.is_fake and (face.forgery_type == "entire_synthesis" or _is_partial(row))
+    areas = AskedAreas(rng, found, mask_HW, outside_is_clean=not never_clean)
+    clean_share = 1.0 if not face.is_fake else 0.0 if never_clean else recipe.clean_share
     fake_HWC, real_HWC = face.image(), subject.twin.image() if subject.twin else None
 
     def answers(queries: Iterator[Query], tampered: bool) -> Iterator[_Asked]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from engines import fict
-from engines.contracts import Mask
+from engines.contracts import Label, Mask
+from engines.reviews import Decision, Review, truth_of
 from trainer.annotator.regions import Regions
 from trainer.faces import Face
 
@@ -108,5 +110,26 @@ def annotation_row() -> Callable[..., dict[str, Any]]:
             "held_out": "Smoothness marks the <p> main forehead </p> [SEG]." if face.is_fake else "Nothing here departs from a photograph.",
         }  # fmt: skip
         return row | changed
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_review() -> Callable[..., Review]:
+    """Build a review: `make_review(number, truth="real", label="fake", ...)`; the decision follows where none is given."""
+
+    def build(number: int, *, truth: str | None = "fake", label: str = "fake", fake_score: float = 0.99, **changed: Any) -> Review:
+        called = Label(label)
+        agrees = called is not Label.INCONCLUSIVE and truth_of(called, Decision.AGREE) == truth
+        decision = Decision.SKIP if truth is None else Decision.AGREE if agrees else Decision.DISAGREE
+        return Review.model_validate(
+            {
+                "verdict": f"fifa.frames/0/{number}", "verdict_sha256": "a" * 64, "media_sha256": f"{number:064x}", "engine": "e" * 64,
+                "stream": f"cam-{number}", "face": 0, "box": (10.0, 10.0, 90.0, 90.0), "label": label, "fake_score": fake_score, "raw_score": 3.0,
+                "forgery_type": "identity_swap", "concepts": ("mouth", "nose"), "decision": decision, "truth": truth, "reviewer": "ada",
+                "decided_at": datetime(2026, 1, 1, tzinfo=UTC), "sampling": "random",
+            }
+            | changed
+        )  # fmt: skip
 
     return build

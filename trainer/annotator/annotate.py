@@ -7,7 +7,7 @@ second time by `held_out_grammar`, which only evaluation may read. Everything is
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -159,6 +159,20 @@ class Annotator:
         facts = {"area": round(float(found.oval_HW.mean()), 4)}
         named = tuple(item.concept for item in chosen)
         return Annotation(forgery_type, found.oval_HW, named, chosen, _explained(forgery_type, chosen), "good", None, facts)
+
+    def located(self, fake_HWC: ImageHWC, places: Mapping[str, NDArray[np.bool_]], mask_HW: NDArray[np.bool_], *, forgery_type: str) -> Annotation:
+        """Annotate a fake without a twin of which somebody says where it was manipulated: `places` are FICT ids with their (224, 224) masks,
+        `mask_HW` is all of it that is known. What is said of a place is measured there against real faces; no other place is named."""
+        fake = fit(fake_HWC, SIZE)
+        found = self.regions(fake)
+        facts = {"area": round(float(mask_HW.mean()), 4)}
+        if found is None:
+            return _refused(forgery_type, "no_mesh", facts)
+        evidence = [self._evidence(name, found, None, fake, place_HW) for name, place_HW in places.items()]
+        chosen = self._worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX])
+        if not chosen:
+            return _refused(forgery_type, "no_concept", facts)
+        return Annotation(forgery_type, mask_HW, tuple(places), chosen, _explained(forgery_type, chosen), "good", None, facts)
 
     def real(self, face_HWC: ImageHWC) -> Annotation:
         """A clean answer, resting on what is measured over the face."""

@@ -202,8 +202,11 @@ class Reliability(NamedTuple):
     """Faces, or their weights."""
 
 
-def reliability(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> Reliability:
-    """Probability against frequency in equal-mass bins; equal probabilities share a bin. Faces of another weight count and fill bins by it."""
+def reliability(is_fake_N: Labels | Scores, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> Reliability:
+    """Probability against frequency in equal-mass bins; equal probabilities share a bin. Faces of another weight count and fill bins by it.
+
+    Where the truth is only estimated, `is_fake_N` holds unbiased estimates of it.
+    """
     if is_fake_N.size == 0:
         raise UndefinedMetric("no faces; calibration error needs at least one")
     inner = np.linspace(0, 1, bins + 1)[1:-1]
@@ -222,7 +225,7 @@ def reliability(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS, 
     return Reliability(predicted[filled] / mass[filled], observed[filled] / mass[filled], mass[filled])
 
 
-def ece(is_fake_N: Labels, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> float:
+def ece(is_fake_N: Labels | Scores, probability_N: Scores, bins: int = ECE_BINS, *, weight_N: Scores | None = None) -> float:
     """Expected calibration error over equal-mass bins; equal probabilities share a bin."""
     curve = reliability(is_fake_N, probability_N, bins, weight_N=weight_N)
     return float((np.abs(curve.predicted - curve.observed) * curve.mass).sum() / curve.mass.sum())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -112,6 +113,35 @@ def error_interval(is_error_N: Sequence[bool], unit_N: Sequence[str]) -> Interva
         return mean_interval(np.asarray(is_error_N, float), unit_N)
     reach = (1 - LEVEL) ** (1 / units)
     return Interval(0.0, 1 - reach) if share == 0 else Interval(reach, 1.0)
+
+
+def clustered_wilson(
+    above_N: Sequence[float] | NDArray[np.float64], unit_N: Sequence[str], weight_N: NDArray[np.float64] | None = None, *, level: float = LEVEL
+) -> Interval:
+    """Wilson's interval of a weighted share, with as many independent trials as the spread between units leaves of the rows.
+
+    For few units and rare events, where resampling is too narrow (Franco et al., J. Surv. Stat. Methodol. 7, 2019; the number of trials by Korn and
+    Graubard, Surv. Methodol. 24, 1998). Where nobody or everybody counts, a unit is one trial. Raises UndefinedMetric without rows.
+    """
+    hit_N = np.asarray(above_N, np.float64)
+    if hit_N.size == 0:
+        raise UndefinedMetric("no rows; a share needs at least one")
+    weights_N = np.ones(hit_N.size) if weight_N is None else np.asarray(weight_N, np.float64)
+    names, unit_index_N = np.unique(np.asarray(unit_N), return_inverse=True)
+    total, units = float(weights_N.sum()), int(names.size)
+    share = float((weights_N * hit_N).sum() / total)
+    most = total**2 / float((weights_N**2).sum())
+    if 0 < share < 1 and units > 1:
+        off_U = np.bincount(unit_index_N, weights=weights_N * (hit_N - share))
+        variance = units / (units - 1) * float((off_U**2).sum()) / total**2
+        narrowed = (stats.norm.ppf((1 + level) / 2) / stats.t.ppf((1 + level) / 2, units - 1)) ** 2
+        trials = min(share * (1 - share) / variance if variance > 0 else most, most) * narrowed
+    else:
+        trials = min(float(units), most)
+    half = stats.norm.ppf((1 + level) / 2) ** 2 / trials
+    middle = (share + half / 2) / (1 + half)
+    reach = float(np.sqrt(half * (share * (1 - share) + half / 4))) / (1 + half)
+    return Interval(max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def percentiles(value_R: NDArray[np.float64], level: float = LEVEL) -> Interval:
