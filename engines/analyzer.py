@@ -6,6 +6,7 @@ A face may be asked about one region or box: what is asked stands in the prompt,
 Where the manifest says so, a region is located in the crop's mirror image too, and the two answers are averaged.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from PIL import Image
 from engines import fict
 from engines.bundle import Bundle
 from engines.contracts import (
+    APPEARANCE_SIZE,
     Analysis,
     AreaAnswer,
     AreaQuery,
@@ -39,6 +41,9 @@ from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, pars
 
 ExplainPolicy = Literal["auto", "always", "never"]
 REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
+APPEARANCE_CELLS = 4
+"""A side of the coarse grid that an appearance sees of a face."""
+APPEARANCE_SEED = 20531
 
 
 @dataclass(slots=True)
@@ -124,6 +129,7 @@ class Analyzer:
         self.operating_point: OperatingPoint = find_operating_point(self.manifest, operating_point)
         self._slots, self._drafts, self._clock_s = slots, drafts, clock_s
         self._tries: dict[str | None, PhraseTrie] = {}
+        self._projection_FA: NDArray[np.float32] | None = None
 
     @cached_property
     def _loop(self) -> DecodeLoop:
@@ -177,8 +183,17 @@ class Analyzer:
             one.row: text for one, answer, text in zip(wanted, told, texts, strict=False) if answer.end is not End.LATE
         }  # the texts of the queries come behind
         answers = dict(zip(queried, self._area_answers(encoded, crops_BHWC, asked, texts[len(wanted) :]), strict=True))
+        appearances = self.appearances(encoded["image_embeds"])
         return [
-            Analysis(float(scores_B[i]), float(raw_B[i]), tuple(float(p) for p in type_probs_BF[i]), maps_BHW[i], explanations.get(i), answers.get(i))
+            Analysis(
+                fake_score=float(scores_B[i]),
+                raw_score=float(raw_B[i]),
+                type_probs=tuple(float(p) for p in type_probs_BF[i]),
+                artifact_map_HW=maps_BHW[i],
+                explanation=explanations.get(i),
+                answer=answers.get(i),
+                appearance=appearances[i],
+            )
             for i in range(count)
         ]
 
@@ -190,6 +205,28 @@ class Analyzer:
         """Raw logits to probabilities by the manifest's calibration."""
         calibration = self.manifest.calibration
         return sigmoid(raw_B * np.float32(calibration.scale) + np.float32(calibration.bias))
+
+    def appearances(self, image_embeds_BPC: NDArray[np.float32]) -> list[bytes]:
+        """What each face of an encoded batch looks like, as `Analysis.appearance`: where its features depart from their mean over the crop.
+
+        That mean is what forgeries of all people have in common; without it a forged face still looks like the person it was made of. The projection
+        is drawn, not learned: angles survive it (Johnson and Lindenstrauss 1984), and no face had to be kept for it.
+        """
+        grid = self.manifest.preprocess.grid
+        cells = math.gcd(grid, APPEARANCE_CELLS)
+        batch, _, channels = image_embeds_BPC.shape
+        cells_BPC = image_embeds_BPC.reshape(batch, cells, grid // cells, cells, grid // cells, channels).mean((2, 4)).reshape(batch, -1, channels)
+        departures_BF = (cells_BPC - cells_BPC.mean(1, keepdims=True)).reshape(batch, -1)
+        seen_BA = departures_BF @ self._projection(departures_BF.shape[1])
+        largest_B1 = np.abs(seen_BA).max(1, keepdims=True)
+        return [row_A.tobytes() for row_A in np.rint(127 * seen_BA / np.where(largest_B1 > 0, largest_B1, 1)).astype(np.int8)]
+
+    def _projection(self, num_features: int) -> NDArray[np.float32]:
+        if self._projection_FA is None or len(self._projection_FA) != num_features:
+            # RandomState: the one generator of NumPy whose numbers are promised to stay.
+            drawn_FA = np.random.RandomState(APPEARANCE_SEED).standard_normal((num_features, APPEARANCE_SIZE))
+            self._projection_FA = drawn_FA.astype(np.float32)
+        return self._projection_FA
 
     def explain(self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int]) -> list[Explanation]:
         """Explain the chosen rows of an encoded batch, in their order."""

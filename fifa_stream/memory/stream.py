@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engines.contracts import Label
 from fifa_stream.memory.segments import Course, Seen, Stretch
-from fifa_stream.memory.smoothing import Belief
+from fifa_stream.memory.smoothing import FITTED, Smoothing, stream_score
 from fifa_stream.memory.tracks import Sighting, Track, match
 from fifa_stream.records import Note, NoteCode, OperatingPointUsed, Segment, StreamVerdict, TimelinePoint
 
@@ -71,8 +71,9 @@ class _Memory:
     num_tracks: int = 0
     num_segments: int = 0
     closed_fake_ms: int = 0
-    highest: float | None = None
-    """Of the beliefs so far; None before a face was fit."""
+    highest_run: float = 0.0
+    highest_level: float | None = None
+    """Of all tracks so far; None before a face was fit."""
     tracks: list[Track] = field(default_factory=list)
 
 
@@ -83,9 +84,9 @@ class StreamState:
     """What is remembered of one stream. For every record in order: `observe` for each of its frames, `end` where it says it is the last, then
     `verdict`; one `Told` a record."""
 
-    def __init__(self, limits: MemoryLimits, *, epoch: int = 0) -> None:
+    def __init__(self, limits: MemoryLimits, *, epoch: int = 0, smoothing: Smoothing = FITTED) -> None:
         """`epoch`: of its first frames; every new beginning adds one."""
-        self._limits = limits
+        self._limits, self._smoothing = limits, smoothing
         self._memory = _Memory(epoch=epoch)
 
     def observe(
@@ -108,6 +109,7 @@ class StreamState:
         memory.t_ms = t_ms
         memory.num_frames += 1
         told.num_live += 1
+        self._leave(t_ms, told)
         for sighting, number in zip(sightings, match(memory.tracks, sightings, t_ms), strict=True):
             track = self._new_track(sighting, t_ms) if number is None else memory.tracks[number]
             if number is not None:
@@ -131,7 +133,7 @@ class StreamState:
     def verdict(self, stream_id: str, told: Told, point: OperatingPointUsed) -> StreamVerdict:
         """What the stream says by now, after the record of `told`, at that operating point."""
         memory = self._memory
-        score = None if memory.highest is None else memory.highest
+        score = None if memory.highest_level is None else stream_score(memory.highest_run, memory.highest_level, self._smoothing)
         label, notes = Label.INCONCLUSIVE, []
         if score is None:
             notes.append(Note(code=NoteCode.NO_FACE, message="no face of the stream was fit to decide so far"))
@@ -181,7 +183,7 @@ class StreamState:
 
     def _new_track(self, sighting: Sighting, t_ms: int) -> Track:
         memory = self._memory
-        track = Track(memory.num_tracks, sighting.box, (0.0, 0.0), sighting.appearance, t_ms, Belief(), Course())
+        track = Track.of(memory.num_tracks, sighting, t_ms, self._smoothing)
         memory.num_tracks += 1
         memory.tracks.append(track)
         return track
@@ -190,7 +192,7 @@ class StreamState:
         if not sighting.is_fit:
             return
         memory, epoch = self._memory, self._memory.epoch
-        source = track.belief.hear(sighting.fake_score, t_ms)
+        source = track.belief.hear(sighting.fake_score, t_ms, self._smoothing)
         was_open = track.course.settled is not None
         closed = track.course.go(source, Seen(t_ms, track.belief.probability, sighting.types, sighting.concepts, verdict))
         if closed is not None:
@@ -200,7 +202,17 @@ class StreamState:
             memory.num_segments += not was_open or closed is not None
             segment = stretch.told(epoch, track.number, is_open=True)
             told.segments[segment.id] = segment
-        memory.highest = max(memory.highest or 0.0, track.belief.probability)
+        memory.highest_run = max(memory.highest_run, track.belief.run)
+        level = track.belief.level
+        assert level is not None, "a belief that has heard a frame has a level"
+        memory.highest_level = level if memory.highest_level is None else max(memory.highest_level, level)
+
+    def _leave(self, t_ms: int, told: Told) -> None:
+        """A person may be away for as long as a stream may be silent: then what was open closes at the last frame that showed them."""
+        for track in self._memory.tracks:
+            if t_ms - track.last_ms > self._limits.max_gap_ms and track.belief.fit_ms is not None:
+                self._close(track, told)
+                track.belief.leave(self._smoothing)
 
     def _forget(self, told: Told) -> None:
         """Those away for longest, of equals the eldest, until the rest is few enough."""

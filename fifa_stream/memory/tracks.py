@@ -11,10 +11,10 @@ from typing import NamedTuple, Self
 
 from engines.contracts import APPEARANCE_SIZE, Box
 from fifa_stream.memory.segments import Course
-from fifa_stream.memory.smoothing import Belief
+from fifa_stream.memory.smoothing import Belief, Smoothing
 from fifa_stream.records import FaceVerdict
 
-RIVAL_AREA = 30.0
+RIVAL_AREA = 8.0
 """In squared face widths: where else in the picture another person's face could have been."""
 PLACE_SPREAD = 0.15
 """Standard deviation of a face around where its motion leads, in face widths ..."""
@@ -23,11 +23,11 @@ PLACE_SPREAD_PER_S = 0.6
 MAX_PLACE_SPREAD = 3.0
 SIZE_SPREAD = 0.25
 """Of the logarithm of its size."""
-LOOK_ALIKE = 0.5
+LOOK_ALIKE = 0.74
 """Cosine of two appearances that says nothing ..."""
-LOOK_GAIN = 12.0
+LOOK_GAIN = 25.0
 """... and the log-odds that one more of cosine adds ..."""
-LOOK_BOUNDS = (-8.0, 5.0)
+LOOK_BOUNDS = (-8.0, 4.0)
 """... within these bounds."""
 LOOK_MEMORY = 0.8
 """What a track keeps of its appearance when it is seen again."""
@@ -79,6 +79,11 @@ class Track:
     last_ms: int
     belief: Belief
     course: Course
+
+    @classmethod
+    def of(cls, number: int, sighting: Sighting, t_ms: int, model: Smoothing) -> Self:
+        """Of somebody not seen before."""
+        return cls(number, sighting.box, (0.0, 0.0), sighting.appearance, t_ms, Belief.before(model), Course())
 
     def see(self, sighting: Sighting, t_ms: int) -> None:
         """Take over where the face is now, how it got there and what it looks like."""
