@@ -14,6 +14,8 @@ from fifa_stream.video import VideoLimits
 
 MAX_GAP_MS = 10_000
 """As `streams.max_gap_s` by default."""
+MAX_DURATION_S = 12 * 3600.0
+"""Of a file: one stream, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,13 @@ class VideoOptions:
     @property
     def limits(self) -> VideoLimits:
         """A file of one's own may be long: what is held does not grow with it."""
-        hours_s = 12 * 3600.0
         return VideoLimits(
             max_bytes=self.max_bytes,
             sample_fps=self.fps,
             max_frames=self.max_frames,
-            max_duration_s=hours_s,
-            max_decoded_frames=round(hours_s * 60),
-            decode_timeout_s=hours_s,
+            max_duration_s=MAX_DURATION_S,
+            max_decoded_frames=round(MAX_DURATION_S * 60),
+            decode_timeout_s=MAX_DURATION_S,
         )
 
 
@@ -75,7 +76,7 @@ def judge_video(
 
 def remember(frames: Sequence[SampledFrame], verdict_id: str = "") -> tuple[Told, StreamState]:
     """What a memory makes of the frames of one video, in the order they are shown."""
-    state, told = StreamState(MemoryLimits(max_gap_ms=MAX_GAP_MS)), Told()
+    state, told = StreamState(MemoryLimits(max_gap_ms=MAX_GAP_MS, max_length_ms=round(MAX_DURATION_S * 1000))), Told()
     for frame in frames:
         moment = Moment(frame.pts_ms, frame.pts_ms)
         state.observe(moment, [Sighting.of(face) for face in frame.faces], verdict=verdict_id, frame=frame.index, told=told)

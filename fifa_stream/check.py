@@ -26,7 +26,7 @@ from fifa_stream.config import ConfigError, KafkaSettings, Settings
 from fifa_stream.connect import diagnose
 from fifa_stream.group import NO_GROUP, UNKNOWN_GROUP, describe, with_coordinator
 from fifa_stream.records import Claim, RecordError, TransientError
-from fifa_stream.topics import FORBIDDEN, KAFKA_MAX_MESSAGE_BYTES, UNKNOWN, Topic, look_up
+from fifa_stream.topics import FORBIDDEN, HOUR_MS, KAFKA_MAX_MESSAGE_BYTES, UNKNOWN, Topic, look_up
 
 TXN_OFFSET_COMMIT: Final = 28
 """API key. Version 3 (Apache Kafka 2.5) fences members that left the group (KIP-447)."""
@@ -127,7 +127,7 @@ def _cluster(admin: Any, settings: Settings) -> Iterator[Line]:
         yield _advice("cluster", "the broker is Tansu: in memory, for demonstration; nothing survives its end", "use Apache Kafka to serve")
     else:
         yield _ok("cluster", f"{cluster['cluster_id']}, {num_brokers} brokers")
-    topics = look_up(admin, kafka.topics.values())
+    topics = look_up(admin, [*kafka.topics.values(), *([kafka.state_topic] if settings.has_state_topic else [])])
     yield from _topics(topics, settings, num_brokers)
     yield from _group(admin, kafka)
     broker = {} if is_tansu else _broker_configs(admin, cluster)
@@ -160,6 +160,37 @@ def _topics(topics: Mapping[str, Topic], settings: Settings, num_brokers: int) -
     frames = topics[kafka.frames_topic]
     if frames.error_code == 0:
         yield from _frames(frames, settings)
+    if settings.has_state_topic:
+        yield from _state(topics[kafka.state_topic], frames, kafka, num_brokers)
+
+
+def _state(topic: Topic, frames: Topic, kafka: KafkaSettings, num_brokers: int) -> Iterator[Line]:
+    subject = f"topic {topic.name}"
+    for operation, word in (("READ", "Read"), ("WRITE", "Write")):
+        yield from _permission(topic, "state_topic", operation, word, kafka)
+        if topic.error_code:
+            return
+    if frames.error_code == 0 and topic.partitions != frames.partitions:
+        why = f"{topic.partitions}, and {frames.name} has {frames.partitions}: what is remembered of a stream lies on the partition of its frames"
+        yield _wrong(f"{subject} partitions", why, "make the topic anew, with as many")
+    else:
+        yield _ok(f"{subject} partitions", str(topic.partitions))
+    yield copies(topic, num_brokers)
+    policy, lag_ms = topic.configs.get("cleanup.policy"), _number(topic.configs, "min.compaction.lag.ms")
+    if policy is None:
+        remedy = f"have the broker permit {_who(kafka)} DescribeConfigs on the topic to have them checked"
+        yield _skipped(f"{subject} settings", "none could be read", remedy)
+    elif "compact" not in policy:
+        why = f"cleanup.policy is {policy}: whoever takes a partition over reads every change of every stream"
+        yield _wrong(f"{subject} cleanup.policy", why, "set cleanup.policy of the topic to compact,delete")
+    elif kafka.processing_guarantee == "at_least_once" and lag_ms is not None and lag_ms < HOUR_MS:
+        why = f"{lag_ms}: after a crash what streams are remembered by may be gone before its offsets are committed again"
+        yield _wrong(f"{subject} min.compaction.lag.ms", why, f"set it to {HOUR_MS}")
+    elif "delete" not in policy:
+        why = f"cleanup.policy is {policy}: what is remembered of streams that fell silent is kept for ever"
+        yield _advice(f"{subject} cleanup.policy", why, "set cleanup.policy of the topic to compact,delete")
+    else:
+        yield _ok(f"{subject} cleanup.policy", policy)
 
 
 def _permission(topic: Topic, setting: str, operation: str, word: str, kafka: KafkaSettings) -> Iterator[Line]:

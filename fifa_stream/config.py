@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 ENV_PREFIX = "FIFA_"
 ENV_DELIMITER = "__"
 
+SNAPSHOT_BYTES, TRACK_BYTES, TRACK_PLACES = 8 << 10, 2_000, 10
+"""At most, in kafka.state_topic: a stream, each of its tracks, and how often a track names a record. 1,206 bytes of a track were measured beside the
+names (`bench.stream_memory`)."""
+
 _SECRETS = ("ssl_password", "sasl_password", "sasl_oauth_client_secret")
 """Of KafkaSettings: each may be given by value or, under NAME_file, by a file."""
 
@@ -380,6 +384,9 @@ class StreamSettings(_Section):
     """People remembered in each stream; beyond it the one that was away for longest is forgotten."""
     max_gap_s: float = Field(10.0, gt=0)
     """Silence of a stream, in its own time, after which it begins anew: open segments close at the last frame before."""
+    max_length_s: float = Field(3_600.0, gt=0)
+    """A stream that does not end begins anew after so long, in its own time: its label speaks of all of it, and one false alarm would stay for
+    ever."""
     appearance: bool = True
     """Tell people apart by what the engine saw of their faces, besides where they are. 32 bytes of each track are then kept, in kafka.state_topic as
     well: personal data, see docs/privacy.md."""
@@ -448,6 +455,23 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = RuntimeSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.has_state_topic and self.kafka.state_topic in self.kafka.topics.values():
+            raise ValueError(f"kafka.state_topic {self.kafka.state_topic!r} must be a topic of its own; give it another name")
+        most = SNAPSHOT_BYTES + self.streams.max_tracks * (TRACK_BYTES + TRACK_PLACES * len(self.kafka.frames_topic))
+        if self.has_state_topic and most > self.kafka.max_request_bytes:
+            raise ValueError(
+                f"streams.max_tracks {self.streams.max_tracks} may need {most} bytes for what is remembered of a stream, kafka.max_request_bytes is "
+                f"{self.kafka.max_request_bytes}; lower the one or raise the other"
+            )
+        return self
+
+    @property
+    def has_state_topic(self) -> bool:
+        """Whether kafka.state_topic is read and written."""
+        return self.streams.memory == "topic"
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -513,6 +537,8 @@ def _one_line(error: ValidationError) -> str:
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"setting {name} does not exist; docs/configuration.md lists all{more}"
+    if not path:  # of sections that do not fit each other; it says which and what to do
+        return first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     is_secret = "password" in name or "secret" in name
     given = f", got {value!r}" if isinstance(value, str | int | float | bool) and not is_secret else ""

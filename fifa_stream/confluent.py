@@ -64,6 +64,8 @@ REQUEST_TIMEOUT_MS = 30_000
 CLOSE_TIMEOUT_S = 3.0
 WAIT_LONGER_S = 0.5
 """For a timeout of librdkafka to be told as such."""
+ANY_PARTITION = -1
+"""RD_KAFKA_PARTITION_UA: the key says which."""
 TRANSACTION_CALL_S = 5.0
 """For either call of a commit: it takes milliseconds, and one that takes long is better begun again."""
 
@@ -459,12 +461,15 @@ class ConfluentProducer:
         """True while unacknowledged bytes are below the bound; one record may pass it."""
         return self._bytes < self._max_bytes
 
-    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None], partition: int | None = None) -> None:
         """Hand over; never waits."""
         size = len(record.value or b"")
         sent, answered = (topic, answers, size, on_delivery), self._answers.append
+        number = ANY_PARTITION if partition is None else partition
         try:
-            self._client.produce(topic, record.value, record.key, on_delivery=lambda error, _: answered((sent, error)), headers=list(record.headers))
+            self._client.produce(
+                topic, record.value, record.key, number, on_delivery=lambda error, _: answered((sent, error)), headers=list(record.headers)
+            )
         except ck.KafkaException as error:
             raise self._failure(sent, error.args[0]) from None
         self._bytes += size

@@ -47,6 +47,10 @@ from fifa_stream.telemetry import (
     SHADOW_SCORE_DIFFERENCE,
     SPANS,
     STAGE_SECONDS,
+    STREAM_RESTORE_SECONDS,
+    STREAM_SNAPSHOT_BYTES,
+    STREAMS_FORGOTTEN,
+    STREAMS_REMEMBERED,
     VERDICTS_SENT,
     WORKER_INFO,
     Metric,
@@ -302,6 +306,13 @@ def alerts(d: Dialect) -> tuple[Alert, ...]:
             f"Traces of {group} do not reach the collector.",
         ),
         Alert(
+            "StreamsUnreadable",
+            "warning",
+            f"sum {BY_GROUP} (increase({d.series(STREAMS_FORGOTTEN, reason='unreadable')}[15m])) > 0",
+            "0m",
+            f"{{{{ $value }}}} streams of {group} began anew: what was kept of them cannot be read.",
+        ),
+        Alert(
             "AutoscalerAtMax",
             "warning",
             f"({desired} >= {most}) and on (namespace) (sum by (namespace) ({lag}) > 0)",
@@ -453,6 +464,12 @@ def rows() -> dict[str, list[Panel]]:
             _lines("Frames that two engines judged", "ops", _rate(SHADOW_FRAMES, "outcome")),
             _heat_map("Difference of their scores", SHADOW_SCORE_DIFFERENCE),
             _table("Compared engines", f"count by (name, version, manifest_sha256, backend, precision) ({d.series(SHADOW_INFO)})"),
+        ],
+        "Memory of streams": [
+            _lines("Streams remembered", "short", (f"sum({d.series(STREAMS_REMEMBERED)})", "remembered")),
+            _lines("Streams forgotten", "short", _rate(STREAMS_FORGOTTEN, "reason")),
+            _lines("Snapshots written", "Bps", (f"sum(rate({d.series(STREAM_SNAPSHOT_BYTES)}[$__rate_interval]))", "written")),
+            _heat_map("Restores", STREAM_RESTORE_SECONDS),
         ],
         "Group and platform": [
             _lines(

@@ -151,6 +151,16 @@ class OffsetTracker:
             self._num_in_flight -= 1
             self._bytes_in_flight -= ticket.size
 
+    def stays(self) -> dict[Partition, Assignment]:
+        """What is assigned now, each with its stay."""
+        with self._lock:
+            return dict(self._assignments)
+
+    def reached(self, assignment: Assignment, offset: int) -> bool:
+        """Whether everything below an offset is finished."""
+        with self._lock:
+            return assignment.position >= offset
+
     def to_commit(self) -> dict[Partition, int]:
         """Positions that moved since the last accepted commit."""
         with self._lock:
@@ -159,12 +169,13 @@ class OffsetTracker:
             }
 
     def committed(self, positions: Mapping[Partition, int]) -> None:
-        """Note an accepted commit."""
+        """Note an accepted commit. Where it stays behind what is finished, the lag is shown as if it did not, until the next one."""
         with self._lock:
             for partition, position in positions.items():
                 if (assignment := self._assignments.get(partition)) is not None:
                     assignment.committed = position
-                    # What is pending begins at the committed position: nothing finishes between `to_commit` and here.
+                    # What is pending begins at the committed position: nothing finishes between `to_commit` and here. (With checkpoints what is
+                    # finished may lie further.)
                     assignment.oldest_ms = next(iter(assignment.pending.values()), None)
 
     def backlog(self) -> dict[Partition, Backlog]:

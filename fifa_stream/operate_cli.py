@@ -58,7 +58,7 @@ def topics_create(
     bootstrap: BootstrapOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make the frames, verdicts and dead-letters topics; existing ones stay as they are, and what differs is told."""
+    """Make the topics of the settings; existing ones stay as they are, and what differs is told."""
     with clear_errors():
         kept = [
             _milliseconds(option, text)
@@ -66,8 +66,15 @@ def topics_create(
         ]
         from fifa_stream.topics import Retention, create
 
-        kafka = load_settings(config, bootstrap).kafka
-        outcomes = create(kafka, partitions=partitions, replication=replication, retention=Retention(*kept), dry_run=dry_run)
+        settings = load_settings(config, bootstrap)
+        outcomes = create(
+            settings.kafka,
+            partitions=partitions,
+            replication=replication,
+            retention=Retention(*kept),
+            has_state=settings.has_state_topic,
+            dry_run=dry_run,
+        )
         if as_json:
             typer.echo(json.dumps([_described(one) for one in outcomes], indent=1))
             return

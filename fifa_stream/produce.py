@@ -43,12 +43,17 @@ class Producer(Protocol):
         """Whether the bound on unacknowledged bytes allows another record."""
         ...
 
-    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
-        """Hand a record over; `on_delivery` runs inside a later `poll`. Raises DeliveryError when it is refused at once."""
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None], partition: int | None = None) -> None:
+        """Hand a record over; `on_delivery` runs inside a later `poll`. Its key says which partition it goes to, unless one is given. Raises
+        DeliveryError when it is refused at once."""
         ...
 
     def poll(self) -> None:
         """Run `on_delivery` of what was acknowledged since the last call. Raises DeliveryError."""
+        ...
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is buffered and wait for its acknowledgements; False where some are still missing."""
         ...
 
     def close(self, timeout_s: float) -> None:
@@ -61,10 +66,6 @@ class TransactionalProducer(Producer, Protocol):
 
     def begin(self) -> None:
         """Open a transaction. Raises DeliveryError."""
-        ...
-
-    def flush(self, timeout_s: float) -> bool:
-        """Send what is buffered and wait for its acknowledgements; False where some are still missing."""
         ...
 
     def commit(self, positions: Mapping[tuple[str, int], int], member: object) -> None:
@@ -120,10 +121,10 @@ class KafkaProducer:
         """True while unacknowledged bytes are below the bound; one record may pass it."""
         return self._bytes < self._max_bytes
 
-    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None], partition: int | None = None) -> None:
         """Hand over; blocks only while the topic's partitions are looked up for the first time."""
         try:
-            future = self._send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            future = self._send(topic, key=record.key, value=record.value, headers=list(record.headers), partition=partition)
         except KafkaError as error:
             raise self._failure(topic, answers, error) from None
         size = len(record.value or b"")
@@ -192,16 +193,27 @@ class KafkaProducer:
             self._producer._closed = True
 
 
-def check_topics(kafka: KafkaSettings) -> None:
-    """Look the topics up, so that one that is missing or forbidden is found before the first frame. Raises TopicError."""
+def check_topics(kafka: KafkaSettings, *, has_state: bool = False) -> None:
+    """Look the topics up, with `has_state` that of snapshots too, so that one that is missing or forbidden is found before the first frame.
+
+    Raises TopicError, also where frames and snapshots differ in partitions.
+    """
+    names = [*kafka.topics.values(), *([kafka.state_topic] if has_state else [])]
     producer = kafka_python.KafkaProducer(**kafka.client_options(), max_block_ms=kafka.bootstrap_timeout_ms)
+    numbers = {}
     try:
-        for topic in kafka.topics.values():
+        for topic in names:
             try:
-                producer.partitions_for(topic)
+                numbers[topic] = len(producer.partitions_for(topic) or ())
             except KafkaError as error:
                 raise TopicError(
                     f"topic {topic!r} cannot be used: {type(error).__name__}: {error}; make it with 'fifa-stream topics create', or grant access"
                 ) from None
     finally:
         producer.close(timeout=0)
+    if has_state and numbers[kafka.state_topic] != numbers[kafka.frames_topic]:
+        raise TopicError(
+            f"kafka.state_topic {kafka.state_topic!r} has {numbers[kafka.state_topic]} partitions and kafka.frames_topic {kafka.frames_topic!r} "
+            f"{numbers[kafka.frames_topic]}, and what is remembered of a stream lies on the partition of its frames; make the state topic anew, with "
+            "as many"
+        )

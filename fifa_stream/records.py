@@ -459,7 +459,8 @@ class StreamVerdict(_Wire):
     id: str
     """Of the stream, as `input.stream_id`."""
     epoch: int
-    """How often the stream began anew, after a gap or an end."""
+    """Grows whenever the stream begins anew: after a gap, an end, or `streams.max_length_s`. The first is the offset of the stream's first record,
+    so that no two epochs of a stream are alike even where nobody remembers the one before; in a file 0."""
     state: Literal["live", "late", "ended"]
     """late: the frame is older than the newest one, is judged alone and moves nothing. ended: its last frame; what comes later begins anew."""
     label: Label

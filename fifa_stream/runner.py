@@ -26,12 +26,15 @@ from fifa_stream import __version__
 from fifa_stream.batch_metrics import BatchMetrics
 from fifa_stream.claims import ClaimStore, FetchPool, Store
 from fifa_stream.cluster import BrokerError, Cluster, find_cluster
-from fifa_stream.commit import AtLeastOnce, Committed, Committer, ExactlyOnce
+from fifa_stream.commit import AtLeastOnce, Checkpoints, Committed, Committer, ExactlyOnce
 from fifa_stream.config import ConfigError, KafkaSettings, Settings
 from fifa_stream.consume import Consumer, KafkaConsumer
 from fifa_stream.dead_letters import DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
 from fifa_stream.drift import ScoreDrift
 from fifa_stream.lag import LagReport
+from fifa_stream.memory.changelog import Changelog, KafkaChangelog
+from fifa_stream.memory.member import MemberMemory
+from fifa_stream.memory.partition import Seen
 from fifa_stream.offsets import InOrder, OffsetTracker, Partition, Ticket
 from fifa_stream.produce import DeliveryError, KafkaProducer, Producer, check_topics
 from fifa_stream.records import (
@@ -94,6 +97,8 @@ HEADER_BYTES = 8 << 10
 """Kept free of kafka.max_request_bytes: more than key and headers of a verdict can take, each of them bounded, and the batch's own."""
 SETTLE_S = 5.0
 """For the acknowledgements of what was sent before a worker stops itself."""
+COLLECT_EVERY_S = 5.0
+"""Between two collections of garbage that forms cycles."""
 RETRY_FIRST_S = 0.1
 """Wait before the second try of a batch; doubled each time."""
 
@@ -144,20 +149,23 @@ class Work(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """A record ready to be sent; compared by identity."""
+    """What is to be sent of a record; compared by identity."""
 
     ticket: Ticket
     since: float
-    topic: str
-    record: OutRecord
-    reason: Reason | None
-    """Of a dead letter; None for a verdict."""
-    label: str
-    """Of its metric: the reason, or the verdict's label."""
+    frame: FrameRecord | None
+    """None for a record whose headers could not be read."""
+    result: Result | None
+    """None once it is made: what is sent and not acknowledged holds no verdict."""
+    made_at: bytes | None
     span: OpenSpan | None
     """Of a traced frame; ends with the answer."""
-    beside: OutRecord | None = None
-    """What a shadow engine says of the frame: on a topic of its own, and acknowledged before the offset may go."""
+    shadow: Verdict | None
+    """What a second engine says of the frame: on a topic of its own, and acknowledged before the offset may go."""
+    reason: Reason | None = None
+    """Of a dead letter; None for a verdict. Known, as the label is, when the answer is made."""
+    label: str = ""
+    """Of its metric: the reason, or the verdict's label."""
     num_sent: int = 1
     """Records whose acknowledgement is awaited."""
 
@@ -244,6 +252,21 @@ class WorkerThread:
                 return
 
 
+class TimedCollection:
+    """Collects garbage that forms cycles, by time. A poll of kafka-python 3.0.12 that times out leaves some (error, traceback, frame, future), and
+    with it stay the bytes of a whole fetch: 30 MiB of them, and more from hour to hour, where only the number of allocations said when."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = clock() + COLLECT_EVERY_S
+
+    def turn(self) -> None:
+        """Collect if it is time: all generations, for what a younger one lets live is looked at no more."""
+        if self._clock() >= self._next:
+            gc.collect()
+            self._next = self._clock() + COLLECT_EVERY_S
+
+
 class Runner:
     """The loop over injected parts."""
 
@@ -262,6 +285,7 @@ class Runner:
         tracing: Tracing | None = None,
         score_baseline: Sequence[float] = (),
         shadow: Shadow | None = None,
+        changelog: Changelog | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_time_s: Callable[[], float] = time.time,
         pause: Callable[[float], object] | None = None,
@@ -283,10 +307,8 @@ class Runner:
         self._offsets = OffsetTracker()
         self._lag = LagReport(consumer, self._offsets, self._meter, group=settings.kafka.group_id, clock=clock, unix_time_s=unix_time_s)
         self._batch_metrics = BatchMetrics(self._meter, ScoreDrift(score_baseline, window=settings.telemetry.drift_window))
-        guarantee = ExactlyOnce if settings.kafka.processing_guarantee == "exactly_once" else AtLeastOnce
-        self._committer: Committer = guarantee(
-            self._offsets, consumer, open_producer, watchdog=self._watchdog, call_timeout_s=settings.kafka.call_timeout_ms / 1000
-        )
+        self._memory = None if settings.streams.memory == "off" else MemberMemory(settings, self._meter, changelog, clock=clock)
+        self._committer = self._make_committer(open_producer, durable=settings.has_state_topic)
         self._order = InOrder[Answer | None]()
         self._shedder = Shedder(settings.shedding)
         self._guard = DeadLetterGuard(settings.dead_letters)
@@ -311,6 +333,17 @@ class Runner:
         self._answers: deque[Answer] = deque()
         self._is_paused = False
         self._next_commit = 0.0
+        self._collection = TimedCollection()
+
+    def _make_committer(self, open_producer: Callable[[], Producer], *, durable: bool) -> Committer:
+        snapshots = self._memory if durable else None
+        parts = self._offsets, self._consumer, open_producer
+        watchdog, call_timeout_s = self._watchdog, self._settings.kafka.call_timeout_ms / 1000
+        if self._settings.kafka.processing_guarantee == "exactly_once":
+            return ExactlyOnce(*parts, watchdog=watchdog, call_timeout_s=call_timeout_s, snapshots=snapshots)
+        if snapshots is not None:
+            return Checkpoints(*parts, watchdog=watchdog, call_timeout_s=call_timeout_s, snapshots=snapshots)
+        return AtLeastOnce(*parts, watchdog=watchdog, call_timeout_s=call_timeout_s)
 
     @property
     def num_in_flight(self) -> int:
@@ -544,26 +577,35 @@ class Runner:
         batch: object | None = None,
         shadow: Verdict | None = None,
     ) -> None:
-        kafka = self._settings.kafka
         span = self._begin_span(ticket.record, since, frame, batch) if self._tracing.is_on else None
+        self._release(ticket, Answer(ticket, since, frame, result, made_at, span, shadow))
+
+    def _make(self, answer: Answer) -> tuple[str, OutRecord, OutRecord | None, Seen | None]:
+        """Topic, record, that of the second engine, and what the stream is to be remembered by. The answer learns under which label it counts. The
+        memory is asked here, in the order of records, and moves when the answer is sent."""
+        kafka, ticket, frame, result = self._settings.kafka, answer.ticket, answer.frame, answer.result
+        assert result is not None, "an answer is made once"
+        answer.frame = answer.result = None
         limit = kafka.max_request_bytes - HEADER_BYTES
         if isinstance(result, Verdict):
             assert frame is not None, "a verdict without its frame"
-            record = verdict_record(result, frame, time=made_at)
+            seen = None if self._memory is None else self._memory.see(ticket, frame, result)
+            record = verdict_record(result if seen is None else seen.verdict, frame, time=answer.made_at)
             if len(record.value or b"") <= limit:
-                if span is not None:
-                    record = carrying(record, span)
-                answer = Answer(ticket, since, kafka.verdicts_topic, record, None, result.label.value, span)
-                if shadow is not None and kafka.shadow_topic is not None:
-                    answer.beside = self._beside(shadow, frame, made_at, limit)
-                self._release(ticket, answer)
-                return
+                if answer.span is not None:
+                    record = carrying(record, answer.span)
+                beside = None
+                if answer.shadow is not None and kafka.shadow_topic is not None:
+                    beside = self._beside(answer.shadow, frame, answer.made_at, limit)
+                answer.label = result.label.value
+                return kafka.verdicts_topic, record, beside, seen
             result = RecordError(
                 Reason.RECORD_TOO_LARGE,
                 f"the verdict has {record.size} bytes, {limit} fit kafka.max_request_bytes; raise it, or lower limits.max_faces",
             )
         record = fitted_dead_letter(ticket.record, result, group=kafka.group_id, keep_image=self._settings.dead_letters.keep_image, max_bytes=limit)
-        self._release(ticket, Answer(ticket, since, kafka.dead_letters_topic, record, result.reason, result.reason.value, span))
+        answer.reason, answer.label = result.reason, result.reason.value
+        return kafka.dead_letters_topic, record, None, None
 
     def _beside(self, shadow: Verdict, frame: FrameRecord, made_at: bytes | None, limit: int) -> OutRecord | None:
         record = verdict_record(shadow, frame, time=made_at, source=SHADOW_SOURCE)
@@ -580,25 +622,57 @@ class Runner:
         """Queue what may be sent now that this record is through; None drops it, its partition is another member's."""
         if answer is None:
             self._hand_over(ticket)
-        self._answers.extend(ready for ready in self._order.ready(ticket, answer) if ready is not None)
+        for ready in self._order.ready(ticket, answer):
+            if ready is not None:
+                self._answers.append(ready)
 
     def _send_answers(self) -> None:
         while self._answers and self._committer.has_room:
             answer = self._answers[0]
-            if answer.ticket.live:
-                self._guard.answered(answer.ticket, answer.reason)
-            on_delivery = functools.partial(self._delivered, answer)
-            sent = self._committer.send(answer.topic, answer.record, ticket=answer.ticket, on_delivery=on_delivery)
+            if self._memory is not None and answer.ticket.live and not self._memory.has(answer.ticket.assignment):
+                if not self._restore(answer.ticket):
+                    return
+                continue  # there may be no room any more
+            if (lock := self._committer.lock) is None:
+                sent = self._send(answer)
+            else:
+                with lock:  # what is remembered, sent, acknowledged and stored of a partition has one order, whenever it goes
+                    sent = self._send(answer)
             self._answers.popleft()
             if sent:
-                self._sent.add(answer)
-                if answer.beside is not None and self._settings.kafka.shadow_topic is not None:
-                    topic = self._settings.kafka.shadow_topic
-                    answer.num_sent += self._committer.send(topic, answer.beside, ticket=answer.ticket, on_delivery=on_delivery)
                 if self._timed is None:
                     self._timed = answer, self._clock()
             else:
                 self._hand_over(answer.ticket, answer.span)
+
+    def _send(self, answer: Answer) -> bool:
+        """False: its partition has gone."""
+        ticket = answer.ticket
+        if not ticket.live:
+            return False
+        topic, record, beside, seen = self._make(answer)
+        self._guard.answered(ticket, answer.reason)
+        on_delivery = functools.partial(self._delivered, answer)
+        if not self._committer.send(topic, record, ticket=ticket, on_delivery=on_delivery):
+            return False
+        self._sent.add(answer)
+        if seen is not None and self._memory is not None:
+            self._memory.keep(ticket, seen)
+        if beside is not None and self._settings.kafka.shadow_topic is not None:
+            answer.num_sent += self._committer.send(self._settings.kafka.shadow_topic, beside, ticket=ticket, on_delivery=on_delivery)
+        return True
+
+    def _restore(self, ticket: Ticket) -> bool:
+        """Take up what is remembered of the streams of a stay, and of the others that have come. False: not yet, something must be committed first
+        that the broker would not leave open for so long."""
+        assert self._memory is not None
+        if self._committer.is_pressed and self._commit() is Committed.NOT_YET:
+            self._next_commit = self._clock()  # and so at every turn
+            return False
+        stays = {partition: stay for partition, stay in self._offsets.stays().items() if stay.last_started >= 0 and not self._memory.has(stay)}
+        stays[ticket.record.topic, ticket.record.partition] = ticket.assignment
+        self._memory.begin(stays)
+        return True
 
     def _delivered(self, answer: Answer) -> None:
         answer.num_sent -= 1
@@ -632,7 +706,9 @@ class Runner:
             while self._sent and self._clock() < deadline:
                 self._committer.poll()
                 self._pause(BUSY_POLL_S)
-            self._committer.commit()
+            while self._committer.commit() is Committed.NOT_YET and self._clock() < deadline:
+                self._committer.poll()
+                self._pause(BUSY_POLL_S)
         self._count_acknowledged()
 
     def _hand_over(self, ticket: Ticket, span: OpenSpan | None = None) -> None:
@@ -685,6 +761,7 @@ class Runner:
         if not self._health.ready and not self._stop.is_set() and self._consumer.joined:
             self._health.ready = self._health.started = True
             logger.info("ready: group=%s topic=%s", self._settings.kafka.group_id, self._settings.kafka.frames_topic)
+        self._collection.turn()
         self._count_acknowledged()
         if self._timed is not None and self._timed[0] not in self._sent:
             self._meter.observe(STAGE_SECONDS, self._clock() - self._timed[1], stage="produce")
@@ -696,6 +773,9 @@ class Runner:
         self._meter.set(IN_FLIGHT_BYTES, self._offsets.bytes_in_flight)
         self._meter.set(PAUSED, float(self._is_paused))
         self._meter.set(PARTITIONS, len(self._offsets.partitions))
+        if self._memory is not None:
+            with self._committer.lock or contextlib.nullcontext():
+                self._memory.report(self._offsets.stays())
 
 
 def _begin_at_zero(meter: Meter) -> None:
@@ -781,9 +861,9 @@ def spare_the_collector() -> None:
 class Clients:
     """The clients of a broker, on the library that kafka.client names."""
 
-    def check(self, kafka: KafkaSettings) -> None:
+    def check(self, settings: Settings) -> None:
         """Look the topics up. Raises TopicError."""
-        check_topics(kafka)
+        check_topics(settings.kafka, has_state=settings.has_state_topic)
 
     def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
         """The member of the group."""
@@ -803,6 +883,12 @@ class Clients:
 
             return lambda: ConfluentProducer(kafka, transactional_id=name)
         return lambda: KafkaProducer(kafka, transactional_id=name)
+
+    def changelog(self, settings: Settings, cluster: Cluster, *, watchdog: Watchdog, alive: Callable[[], object]) -> Changelog | None:
+        """Where streams.memory = topic reads what is remembered."""
+        if not settings.has_state_topic:
+            return None
+        return KafkaChangelog(settings.kafka, is_tansu=cluster.is_tansu, watchdog=watchdog, alive=alive)
 
 
 def require_client(kafka: KafkaSettings) -> None:
@@ -875,7 +961,7 @@ def serve(
         processor = _load(load_processor, settings, meter)
         shadow = None if load_shadow is None else _load_shadow(load_shadow, settings, meter)
         open_producer = clients.producers(settings.kafka)
-        clients.check(settings.kafka)
+        clients.check(settings)
         consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
         runner = Runner(
             settings,
@@ -889,6 +975,7 @@ def serve(
             tracing=tracing,
             score_baseline=settings.telemetry.score_baseline or processor.score_baseline,
             shadow=shadow,
+            changelog=clients.changelog(settings, cluster, watchdog=watchdog, alive=health.turn),
         )
         spare_the_collector()
         with stop_on_signals(runner):

@@ -151,6 +151,23 @@ SHADOW_INFO = Metric(
     "The engine that is compared and does not answer.",
     ("name", "version", "manifest_sha256", "backend", "precision"),
 )
+STREAMS_REMEMBERED = Metric("fifa_streams_remembered", "gauge", "streams", "Streams that this member remembers; absent with streams.memory = off.")
+STREAMS_FORGOTTEN = Metric(
+    "fifa_streams_forgotten_total",
+    "counter",
+    "streams",
+    "Streams that this member forgot, by reason: ended, no_room (streams.max_streams), silent (for a day), unreadable.",
+    ("reason",),
+)
+STREAM_RESTORE_SECONDS = Metric(
+    "fifa_stream_restore_seconds",
+    "histogram",
+    "seconds",
+    "Reading what is remembered of the streams of partitions that have come; the loop waits meanwhile.",
+    (),
+    END_TO_END_BUCKETS_S,
+)
+STREAM_SNAPSHOT_BYTES = Metric("fifa_stream_snapshot_bytes_total", "counter", "bytes", "Written to kafka.state_topic, with keys and headers.")
 WORKER_INFO = Metric("fifa_worker_info", "gauge", "1", "This member of the group.", ("version", "group", "topic", "guarantee"))
 SPANS = Metric("fifa_spans_total", "counter", "spans", "Spans handed to the collector, by outcome: exported or failed.", ("outcome",))
 
@@ -184,6 +201,10 @@ METRICS = (
     SHADOW_FRAMES,
     SHADOW_SCORE_DIFFERENCE,
     SHADOW_INFO,
+    STREAMS_REMEMBERED,
+    STREAMS_FORGOTTEN,
+    STREAM_RESTORE_SECONDS,
+    STREAM_SNAPSHOT_BYTES,
     WORKER_INFO,
     SPANS,
 )

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import zlib
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -47,17 +48,24 @@ from engines.runtime import Bound
 from fifa_stream.config import load
 from fifa_stream.consume import Partition, Rebalance, Watermark
 from fifa_stream.exits import ExitCode, clear_errors
+from fifa_stream.memory.changelog import Restore
+from fifa_stream.memory.partition import Snapshot
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import (
     EngineIdentity,
+    EvidenceItem,
+    FaceVerdict,
+    ForgeryType,
     FrameRecord,
     InputCoordinates,
     Media,
     OperatingPointUsed,
     OutRecord,
+    Quality,
     RawRecord,
     Reason,
     RecordError,
+    RunLengths,
     Verdict,
 )
 from fifa_stream.runner import Done, Outcome, Result, Work, serve
@@ -272,7 +280,7 @@ class MemoryProducer:
     def __init__(self, broker: MemoryBroker, *, max_unacknowledged: int = 1_000_000) -> None:
         self._broker = broker
         self._max_unacknowledged = max_unacknowledged
-        self._sent: deque[tuple[str, OutRecord, RawRecord, Callable[[], None]]] = deque()
+        self._sent: deque[tuple[str, OutRecord, RawRecord, Callable[[], None], int | None]] = deque()
         self.hold = False
         """While True nothing is acknowledged."""
         self.fail_after: int | None = None
@@ -290,19 +298,23 @@ class MemoryProducer:
         """Sent and not acknowledged."""
         return len(self._sent)
 
-    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None], partition: int | None = None) -> None:
         """Accept a record."""
-        self._sent.append((topic, record, answers, on_delivery))
+        self._sent.append((topic, record, answers, on_delivery, partition))
 
     def poll(self) -> None:
         """Write and acknowledge what waits, first in first out."""
         while self._sent and not self.hold:
-            topic, record, answers, on_delivery = self._sent.popleft()
+            topic, record, answers, on_delivery, partition = self._sent.popleft()
             if self.fail_after is not None and self._num_delivered >= self.fail_after:
                 raise DeliveryError(f"the answer to {answers.place} was not delivered to {topic}: told to fail")
-            self._broker.append(topic, record)
+            self._broker.append(topic, record, partition=partition)
             self._num_delivered += 1
             on_delivery()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Whether everything sent can be acknowledged."""
+        return not self.hold or not self._sent
 
     def close(self, timeout_s: float) -> None:
         """Forget what waits: it was never acknowledged."""
@@ -315,7 +327,7 @@ class MemoryTransactions(MemoryProducer):
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
-        self._held: list[tuple[str, OutRecord]] = []
+        self._held: list[tuple[str, OutRecord, int | None]] = []
         self._is_open = False
         self.commits_until_failure: int | None = None
         """Fail the commit after this many: before anything is written, or, with `lose_answer`, after everything is."""
@@ -326,21 +338,17 @@ class MemoryTransactions(MemoryProducer):
         assert not self._is_open, "a transaction is open already"
         self._is_open = True
 
-    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None]) -> None:
+    def send(self, topic: str, record: OutRecord, *, answers: RawRecord, on_delivery: Callable[[], None], partition: int | None = None) -> None:
         """Accept a record of the open transaction."""
         assert self._is_open, "no transaction is open"
-        super().send(topic, record, answers=answers, on_delivery=on_delivery)
+        super().send(topic, record, answers=answers, on_delivery=on_delivery, partition=partition)
 
     def poll(self) -> None:
         """Acknowledge what waits; readers see none of it."""
         while self._sent and not self.hold:
-            topic, record, _, on_delivery = self._sent.popleft()
-            self._held.append((topic, record))
+            topic, record, _, on_delivery, partition = self._sent.popleft()
+            self._held.append((topic, record, partition))
             on_delivery()
-
-    def flush(self, timeout_s: float) -> bool:
-        """Whether everything sent can be acknowledged."""
-        return not self.hold or not self._sent
 
     def commit(self, positions: Mapping[Partition, int], member: object) -> None:
         """All or nothing."""
@@ -351,13 +359,33 @@ class MemoryTransactions(MemoryProducer):
             self.commits_until_failure -= 1
         if (fails and not self.lose_answer) or not self._broker.is_current(group, consumer, generation):
             raise DeliveryError("the transaction was refused")
-        for topic, record in self._held:
-            self._broker.append(topic, record)
+        for topic, record, partition in self._held:
+            self._broker.append(topic, record, partition=partition)
         self._broker.commit(group, positions)
         self._held.clear()
         self._is_open = False
         if fails:
             raise DeliveryError("the answer to a commit was lost")
+
+
+class MemoryChangelog:
+    """`Changelog` on a `MemoryBroker`."""
+
+    def __init__(self, broker: MemoryBroker, topic: str, group: str) -> None:
+        self._broker, self._topic, self._group = broker, topic, group
+        self.reads: list[Mapping[int, int]] = []
+        """What was asked for, in order."""
+
+    def read(self, begins: Mapping[int, int]) -> dict[int, list[Snapshot]]:
+        """Everything is there at once."""
+        self.reads.append(dict(begins))
+        found = {}
+        for number, begin in begins.items():
+            restore = Restore(self._group, begin)
+            for record in self._broker.read((self._topic, number), 0, sys.maxsize):
+                restore.add(record)
+            found[number] = list(restore.snapshots())
+        return found
 
 
 class InlineWorker:
@@ -522,7 +550,8 @@ def toy_answer(crop_HWC: NDArray[np.uint8], query: AreaQuery) -> AreaAnswer:
 
 
 class ToyProcessor:
-    """Frames to verdicts without looking at pixels: a value that begins with b'bad' becomes a dead letter, any other a verdict without faces."""
+    """Frames to verdicts without looking at pixels: a value that begins with b'bad' becomes a dead letter, one that begins with b'face' a verdict
+    with `toy_faces`, any other one without faces."""
 
     def __init__(self, *, seconds_per_frame: float = 0.0, hang_after: int | None = None, engine: EngineIdentity | None = None) -> None:
         """`hang_after`: once this many frames were processed a call never returns, as native code may."""
@@ -556,11 +585,48 @@ def _toy_point_used() -> OperatingPointUsed:
     return OperatingPointUsed(name=point.name, fake_at=point.fake_at, real_below=point.real_below)
 
 
+def toy_faces(stream_id: str, number: int) -> tuple[FaceVerdict, ...]:
+    """One or two people who are manipulated now and then: a function of the stream and the number of its frame alone."""
+    seed = zlib.crc32(stream_id.encode())
+    faces = []
+    for person in range(1 + seed % 2):
+        period = 6 + (seed >> 4 + person) % 5
+        is_fake = (number + (seed >> 8)) // period % 2 == 1
+        noise = zlib.crc32(f"{stream_id} {person} {number}".encode()) / 2**32
+        score = round(0.95 - 0.2 * noise if is_fake else 0.02 + 0.2 * noise, 6)
+        x, concept = 50.0 + 300 * person + number % 10, ("mouth", "nose")[noise > 0.5]
+        evidence = EvidenceItem(
+            id=f"{person}.0",
+            phrase=concept,
+            char_span=(4, 4 + len(concept)),
+            concept=concept,
+            concept_path=fict.concepts()[concept].path,
+            mask=RunLengths(size=(4, 4), counts="`0"),
+            mask_confidence=round(0.5 + noise / 2, 6),
+            box=None,
+        )
+        face = FaceVerdict(
+            id=person,
+            box=(x, 40.0, x + 100, 160.0),
+            detection_confidence=0.9,
+            quality=Quality(passed=noise < 0.9, face_px=100.0, sharpness=20.0, brightness=120.0),
+            fake_score=score,
+            raw_score=round(math.log(score / (1 - score)), 6),
+            label=toy_operating_point().label(score),
+            forgery_type=ForgeryType(label=FORGERY_TYPES[0], probs=dict(zip(FORGERY_TYPES, (0.7, 0.1, 0.1, 0.1), strict=True))),
+            evidence=(evidence,) if is_fake else (),
+        )
+        faces.append(face.seen_as(hashlib.sha256(f"{stream_id} {person}".encode()).digest()))
+    return tuple(faces)
+
+
 def toy_result(frame: FrameRecord, engine: EngineIdentity = TOY_ENGINE) -> Result:
     """A function of the record alone, in the name of an engine."""
     value = frame.value
     if value.startswith(b"bad"):
         return RecordError(Reason.UNDECODABLE_IMAGE, "the toy processor was sent a value that begins with 'bad'; send another")
+    faces = toy_faces(frame.stream_id, frame.frame_index or 0) if value.startswith(b"face") else ()
+    deciding = max((face for face in faces if face.quality.passed), key=lambda face: face.fake_score, default=None)
     return Verdict(
         id=frame.raw.place,
         input=InputCoordinates.of(frame),
@@ -573,10 +639,10 @@ def toy_result(frame: FrameRecord, engine: EngineIdentity = TOY_ENGINE) -> Resul
             height=1,
             uri=None if frame.claim is None else frame.claim.uri,
         ),
-        label=Label.INCONCLUSIVE,
-        fake_score=None,
+        label=Label.INCONCLUSIVE if deciding is None else deciding.label,
+        fake_score=None if deciding is None else deciding.fake_score,
         operating_point=_toy_point_used(),
-        faces=(),
+        faces=faces,
         timings_ms={},
     )
 

@@ -14,6 +14,8 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 KAFKA_MAX_MESSAGE_BYTES = 1_048_588
 """Kafka's own default of max.message.bytes: a record batch of 1 MiB and its header."""
+STATE_SEGMENT_BYTES = 64 << 20
+"""What is being written is not compacted: whoever takes a partition over reads that much more."""
 SAFE_REPLICATION = 3
 """Copies where there are as many brokers: one may fail, and one be restarted meanwhile."""
 FORBIDDEN = 29
@@ -31,6 +33,12 @@ class Retention:
     verdicts_ms: int = 7 * DAY_MS
     dead_letters_ms: int = 14 * DAY_MS
     """Time to look at them and to send them again."""
+
+    @property
+    def state_ms(self) -> int:
+        """Of what streams are remembered by, after its last change: a worker forgets what was silent for a day, and no frame comes later than
+        frames are kept."""
+        return self.frames_ms + 2 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +82,10 @@ class Outcome:
     """Of a topic that was there and stays as it is."""
 
 
-def plans(kafka: KafkaSettings, *, partitions: int, replication: int, retention: Retention | None = None) -> tuple[Plan, ...]:
-    """The topics of the settings. Dead letters are few and have one partition."""
+def plans(
+    kafka: KafkaSettings, *, partitions: int, replication: int, retention: Retention | None = None, has_state: bool = False
+) -> tuple[Plan, ...]:
+    """The topics of the settings, with `has_state` that of snapshots too. Dead letters are few and have one partition."""
     retention = retention or Retention()
     shared = {
         "cleanup.policy": "delete",  # compacted, a stream would keep one record: its id is the key
@@ -90,7 +100,21 @@ def plans(kafka: KafkaSettings, *, partitions: int, replication: int, retention:
         ms = kept_ms.get(setting, retention.verdicts_ms)
         # A segment is deleted whole, and the newest one never: by default a slow topic would keep a picture for a week longer than it says.
         plans.append(Plan(name, number, replication, {**shared, "retention.ms": str(ms), "segment.ms": str(max(HOUR_MS, ms // 24))}))
+    if has_state:
+        plans.append(Plan(kafka.state_topic, partitions, replication, shared | _compacted(retention)))
     return tuple(plans)
+
+
+def _compacted(retention: Retention) -> dict[str, str]:
+    return {
+        "cleanup.policy": "compact,delete",  # the second for streams that fell silent: what is kept of a face is not kept for ever
+        # A snapshot whose offsets were not committed must not replace the one before, whose offsets were: time for a dead group to come back.
+        "min.compaction.lag.ms": str(HOUR_MS),
+        "max.compaction.lag.ms": str(DAY_MS),
+        "retention.ms": str(retention.state_ms),
+        "segment.ms": str(HOUR_MS),
+        "segment.bytes": str(STATE_SEGMENT_BYTES),
+    }
 
 
 def look_up(admin: Any, names: Iterable[str]) -> dict[str, Topic]:
@@ -141,7 +165,13 @@ def differences(plan: Plan, topic: Topic) -> tuple[str, ...]:
 
 
 def create(
-    kafka: KafkaSettings, *, partitions: int, replication: int | None = None, retention: Retention | None = None, dry_run: bool = False
+    kafka: KafkaSettings,
+    *,
+    partitions: int,
+    replication: int | None = None,
+    retention: Retention | None = None,
+    has_state: bool = False,
+    dry_run: bool = False,
 ) -> tuple[Outcome, ...]:
     """Make the topics that are not there, in the order of `plans`; `replication` is by default what the number of brokers allows.
 
@@ -152,7 +182,7 @@ def create(
         replication = default_replication(num_brokers) if replication is None else replication
         if replication > num_brokers:
             raise BrokerError(f"replication {replication} needs as many brokers, and the cluster has {num_brokers}; give --replication {num_brokers}")
-        wanted = plans(kafka, partitions=partitions, replication=replication, retention=retention)
+        wanted = plans(kafka, partitions=partitions, replication=replication, retention=retention, has_state=has_state)
         topics = look_up(admin, [plan.name for plan in wanted])
         outcomes = tuple(_outcome(admin, plan, topics[plan.name], dry_run=dry_run) for plan in wanted)
         if not dry_run:

@@ -35,6 +35,8 @@ POLL_S = 0.5
 POLL_RECORDS = 10_000
 FETCH_BYTES = 16 << 20
 """Of one partition; a state topic is read by a client that lives for seconds."""
+RETRY_FIRST_S = 0.5
+"""Wait before the second try to read; doubled each time."""
 SILENCE_S = 30.0
 """Longest time without a record before the end. On Apache Kafka an open transaction may stand there: its owner is dead, and the broker ends it within
 kafka.transaction_timeout_ms, which is added."""
@@ -111,16 +113,30 @@ class KafkaChangelog:
         watchdog: Watchdog,
         alive: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         """`alive` is called as often as something comes: reading many streams takes seconds."""
-        self._kafka, self._is_tansu, self._alive, self._clock = kafka, is_tansu, alive, clock
+        self._kafka, self._is_tansu, self._alive, self._clock, self._pause = kafka, is_tansu, alive, clock, pause
         self._silence_s = SILENCE_S + kafka.transaction_timeout_ms / 1000
         self._limit: Callable[[], AbstractContextManager[None]] = lambda: watchdog.limit(
             f"a read of {kafka.state_topic}", self._silence_s + kafka.call_timeout_ms / 1000
         )
 
     def read(self, begins: Mapping[int, int]) -> dict[int, list[Snapshot]]:
-        """Up to what is written by now, committed or not: what is not yet is waited for."""
+        """Up to what is written by now, committed or not: what is not yet is waited for. A broker that is away is asked again for a while."""
+        give_up_at, wait_s = self._clock() + SILENCE_S, RETRY_FIRST_S
+        while True:
+            try:
+                return self._read(begins)
+            except BrokerError as error:
+                if self._clock() + wait_s > give_up_at:
+                    raise
+                logger.warning("trying again to restore streams: error=%s", error)
+            self._alive()
+            self._pause(wait_s)
+            wait_s *= 2
+
+    def _read(self, begins: Mapping[int, int]) -> dict[int, list[Snapshot]]:
         restores = {number: Restore(self._kafka.group_id, begin) for number, begin in begins.items()}
         try:
             for record in self._records(restores):

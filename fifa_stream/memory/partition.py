@@ -1,8 +1,8 @@
 """The streams of one partition: what is remembered of each, from which record on, and which is forgotten first. Pure: it follows from the records of
 the partition in the order of their offsets and from nothing else, so that whoever takes the partition over remembers the same.
 
-A stream is held as the bytes that `StreamState.dump` gives, between two of its frames as in Kafka: small, and never anything but what a snapshot
-restores. A stream is forgotten when it ends, when `max_streams` others spoke after it, and when it was silent for a day; what comes later begins anew,
+Between two of its frames a stream is the bytes that `StreamState.dump` gives, here as in Kafka: small, and never anything but what a snapshot
+restores. It is forgotten when it ends, when `max_streams` others spoke after it, and when it was silent for a day. What comes later begins anew,
 under a larger `epoch`.
 """
 
@@ -62,14 +62,14 @@ class PartitionMemory:
     """Streams by id, the one that was silent for longest first."""
 
     def __init__(self, limits: MemoryLimits, *, max_streams: int, appearance: bool = True, snapshots: Iterable[Snapshot] = ()) -> None:
-        """`snapshots`: those of a partition at one offset, in any order, one for each stream. `appearance=False` tells people apart by place alone."""
+        """`snapshots`: of a partition at one offset, in any order, one for each stream. `appearance=False` tells people apart by place alone."""
         self._limits, self._max_streams, self._has_appearance = limits, max_streams, appearance
         self._streams: dict[str, _Stream] = {}
         for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.next_offset):
             if snapshot.state is not None:
                 self._streams[snapshot.stream_id] = _Stream(snapshot.state, snapshot.next_offset, snapshot.timestamp_ms)
         self._stored = set(self._streams)
-        """Of which a snapshot was taken: to be forgotten there too."""
+        """Of which the last snapshot is no tombstone: to be forgotten there too."""
         self._moved: set[str] = set()
         """Since the last snapshots."""
         self._gone: dict[str, Snapshot] = {}
@@ -145,14 +145,13 @@ class PartitionMemory:
     def _forget(self, snapshot: Snapshot, reason: Forgotten) -> None:
         self._moved.discard(snapshot.stream_id)
         if snapshot.stream_id in self._stored:
-            self._stored.discard(snapshot.stream_id)
             self._gone[snapshot.stream_id] = snapshot
         self.forgotten[reason] += 1
 
     def take_snapshots(self) -> list[Snapshot]:
         """Of the streams that moved or were forgotten since the last call."""
         snapshots = [*self._gone.values(), *(Snapshot(stream_id, *self._place(stream_id)) for stream_id in self._moved)]
-        self._stored |= self._moved
+        self._stored = (self._stored - self._gone.keys()) | self._moved
         self._gone, self._moved = {}, set()
         return snapshots
 
@@ -167,6 +166,4 @@ def _moments(frame: FrameRecord, verdict: Verdict) -> list[tuple[Moment, Verdict
     if verdict.frames is None:
         return [(Moment(frame.pts_ms, sent_ms), verdict)]
     begin_ms = frame.pts_ms or 0
-    return [
-        (Moment(None if frame.pts_ms is None else sampled.pts_ms, sent_ms + sampled.pts_ms - begin_ms), sampled) for sampled in verdict.frames
-    ]
+    return [(Moment(None if frame.pts_ms is None else sampled.pts_ms, sent_ms + sampled.pts_ms - begin_ms), sampled) for sampled in verdict.frames]

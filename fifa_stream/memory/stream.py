@@ -1,7 +1,8 @@
 """One stream: frames in, tracks, segments and the stream's verdict out. Pure: the same frames in the same order give the same bytes, whoever asks.
 
 Time is the stream's own, in milliseconds. Frames that are not newer than the newest one are late: judged alone, they move nothing. After `max_gap_ms`
-of silence, and after a frame that says it is the last, the stream begins anew: what was open closes, tracks are forgotten, `epoch` grows.
+of silence, at `max_length_ms`, and after a frame that says it is the last, the stream begins anew: what was open closes, tracks are forgotten,
+`epoch` grows.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class MemoryLimits:
     """People remembered; beyond it the one that was away for longest is forgotten."""
     max_gap_ms: int = 10_000
     """Silence after which the stream begins anew."""
+    max_length_ms: int = 3_600_000
+    """Longest time from its first to its newest frame; then it begins anew."""
 
 
 @dataclass(slots=True)
@@ -103,7 +106,7 @@ class StreamState:
             memory.num_late += 1
             told.num_late += 1
             return "late"
-        if is_first or t_ms - memory.t_ms > self._limits.max_gap_ms:
+        if is_first or t_ms - memory.t_ms > self._limits.max_gap_ms or t_ms - memory.start_ms > self._limits.max_length_ms:
             self._begin(t_ms, clock, told)
             memory = self._memory
         memory.t_ms = t_ms

@@ -526,7 +526,8 @@ def strimzi_grants_what_the_worker_needs(rendered: Rendered) -> Iterator[str]:
     wanted = rendered.values["strimzi"]["topics"]
     names = {key: kafka[key] for key in KafkaSettings.model_fields if key.endswith("_topic") and key in kafka}
     plain = KafkaSettings(**names, max_request_bytes=kafka["max_request_bytes"])
-    planned = plans(plain, partitions=wanted["frames"]["partitions"], replication=wanted["frames"]["replicas"])
+    has_state = settings_tree(rendered)["streams"]["memory"] == "topic"
+    planned = plans(plain, partitions=wanted["frames"]["partitions"], replication=wanted["frames"]["replicas"], has_state=has_state)
     made = [
         (item["spec"]["topicName"], item["spec"]["partitions"], item["spec"]["replicas"], _texts(item["spec"]["config"]))
         for item in rendered.of("KafkaTopic")
@@ -544,6 +545,8 @@ def strimzi_grants_what_the_worker_needs(rendered: Rendered) -> Iterator[str]:
         }
         needed = {("topic", topics["frames"], "Read"), ("topic", topics["frames"], "Describe"), ("group", kafka["group_id"], "Read")}
         needed |= {("topic", topics[name], operation) for name in topics.keys() - {"frames"} for operation in ("Write", "Describe")}
+        if has_state:
+            needed |= {("topic", kafka["state_topic"], operation) for operation in ("Read", "Write", "Describe")}
         if kafka["processing_guarantee"] == "exactly_once":
             prefix = f"{deployment(rendered)['metadata']['name']}-"
             needed |= {("transactionalId", kafka.get("transactional_id", prefix), operation) for operation in ("Write", "Describe")}

@@ -92,6 +92,8 @@ CHOICES: dict[str, list[Any]] = {
     "settings.kafka.transaction_timeout_ms": [2000, 10_000],
     "settings.kafka.verdicts_topic": ["fifa.verdicts", "fifa.frames"],
     "settings.kafka.transactional_id": [None, "mine"],
+    "settings.kafka.state_topic": ["fifa.stream-state", "fifa.frames"],
+    "settings.streams.memory": ["off", "volatile", "topic"],
     "settings.dead_letters.min_answers": [200, 1001],
     "settings.runtime.drain_timeout_s": [25.0, 35.5],
     "settings.claims.allowed": [[], ["s3://frames/"], ["https://frames.example:8443/"]],

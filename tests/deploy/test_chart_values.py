@@ -151,7 +151,8 @@ ACTIVE: list[tuple[str, Callable[[Values], bool]]] = [
     *((f"dashboards.{name}", only_if("dashboards.enabled", True)) for name in ("namespace", "labels", "annotations")),
     *((f"strimzi.{name}", lambda values: named("strimzi.topics.enabled")(values) or named("strimzi.user.enabled")(values))
       for name in ("apiVersion", "cluster", "namespace")),
-    *((f"strimzi.topics.{name}", only_if("strimzi.topics.enabled", True)) for name in ("keep", "frames.", "verdicts.", "deadLetters.")),
+    *((f"strimzi.topics.{name}", only_if("strimzi.topics.enabled", True)) for name in ("keep", "frames.", "verdicts.", "deadLetters.", "state.")),
+    ("strimzi.topics.state.", only_if("settings.streams.memory", "topic")),
     *((f"strimzi.user.{name}", only_if("strimzi.user.enabled", True)) for name in ("name", "authentication", "quotas")),
 ]  # fmt: skip
 """When a value does something: every matching line must say so. A value that matches none always does."""
@@ -247,6 +248,8 @@ SCRAM_USER = merge(SCRAM, {"strimzi": {"cluster": "kafka", "user": {"enabled": T
 REFUSED: list[tuple[Values, str, Any, str]] = [
     # what the worker would refuse at its start
     ({}, "settings.kafka.verdicts_topic", "fifa.frames", "give different topics"),
+    ({"settings": {"streams": {"memory": "topic"}}}, "settings.kafka.state_topic", "fifa.verdicts", "must be a topic of its own"),
+    ({"settings": {"streams": {"memory": "topic"}}}, "settings.kafka.max_request_bytes", 16384, "max_tracks 16 may need 41952 bytes"),
     (EXACTLY_ONCE, "settings.kafka.transaction_timeout_ms", 2000, "twice commit_interval_ms 1000"),
     ({}, "settings.dead_letters.min_answers", 1001, "above window 1000"),
     ({}, "settings.kafka.bootstrap_servers", "kafka", 'kafka" is not HOST:PORT'),

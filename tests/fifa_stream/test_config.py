@@ -47,6 +47,10 @@ def test_variables_of_others_under_our_prefix_are_left_alone(monkeypatch: pytest
     assert load() == Settings()
 
 
+def test_a_state_topic_that_nobody_uses_may_be_called_anything() -> None:
+    Settings(kafka=KafkaSettings(state_topic="fifa.frames", max_request_bytes=1 << 14))
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings().kafka.group_id = "other"  # type: ignore[misc]
@@ -84,6 +88,12 @@ def test_a_wrong_variable_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, var
         pytest.param("[kafka\n", "is not TOML", id="broken TOML"),
         pytest.param("[kafak]\n", "setting kafak does not exist", id="unknown section"),
         pytest.param("[limits]\nmax_pixels = -1\n", "limits.max_pixels", id="bad value"),
+        pytest.param(
+            '[streams]\nmemory = "topic"\n[kafka]\nstate_topic = "fifa.frames"\n', "^kafka.state_topic 'fifa.frames' must", id="snapshots as frames"
+        ),
+        pytest.param(
+            '[streams]\nmemory = "topic"\n[kafka]\nmax_request_bytes = 40000\n', "^streams.max_tracks 16 may need 41952 bytes", id="large snapshots"
+        ),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

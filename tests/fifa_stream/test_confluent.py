@@ -521,7 +521,7 @@ class ToyProducer:
         self.fatal: Any = None
         self.calls: list[str] = []
 
-    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Callable[[Any, Any], None], headers: list[Any]) -> None:
+    def produce(self, topic: str, value: bytes, key: bytes, partition: int, *, on_delivery: Callable[[Any, Any], None], headers: list[Any]) -> None:
         if self.refusal:
             raise ck.KafkaException(self.refusal)
         self.sent.append(on_delivery)

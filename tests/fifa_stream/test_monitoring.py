@@ -30,6 +30,7 @@ from fifa_stream.telemetry import (
     RESTARTS,
     SCORE_PSI,
     SPANS,
+    STREAMS_FORGOTTEN,
     VERDICTS_SENT,
     Meter,
 )
@@ -222,6 +223,11 @@ CASES: dict[str, tuple[Series, Series, int]] = {
     ),
     "StartupSlow": (steady(ENGINE_LOAD_SECONDS.name, 301), steady(ENGINE_LOAD_SECONDS.name, 299), 1),
     "SpansNotExported": (counting(SPANS.name, 'outcome="failed"', step=1), counting(SPANS.name, 'outcome="exported"', step=60), 35),
+    "StreamsUnreadable": (
+        counting(STREAMS_FORGOTTEN.name, 'reason="unreadable"', step=1),
+        counting(STREAMS_FORGOTTEN.name, 'reason="ended"', step=60),
+        5,
+    ),
     "AutoscalerAtMax": (
         {f"kube_horizontalpodautoscaler_status_desired_replicas{{{HPA}}}": "4x60", f"kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}}": "4x60"}
         | steady(LAG_RECORDS.name, 7, 'partition="0"'),

@@ -27,7 +27,7 @@ class ToyClient:
         self.is_sender_ended = False
         self._sender = self
 
-    def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+    def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], partition: int | None = None) -> Any:
         if self.error:
             raise self.error
         self.futures.append(Future())

@@ -1,9 +1,11 @@
 """The loop, on an in-memory broker and a clock set by hand: one answer per record, commits only behind answers, and a clean end."""
 
+import gc
 import hashlib
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,12 +42,14 @@ from fifa_stream.records import (
 )
 from fifa_stream.runner import (
     BATCHES_AT_WORKER,
+    COLLECT_EVERY_S,
     HEADER_BYTES,
     FrameProcessor,
     Outcome,
     ProcessingError,
     Result,
     Runner,
+    TimedCollection,
     Worker,
     WorkerThread,
     serve,
@@ -735,3 +739,27 @@ def test_a_place_for_claims_that_is_none_is_refused_before_the_broker_is_asked()
     )
     with pytest.raises(ConfigError, match=r"claims\.allowed: 'ftp://x/' is none of file:///FOLDER/"):
         serve(settings, ToyProcessor)
+
+
+class Tangled:
+    """Holds itself, as what kafka-python leaves of a poll that timed out."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_that_forms_cycles_is_collected_by_time_however_little_is_allocated() -> None:
+    clock = FakeClock()
+    collection = TimedCollection(clock=clock)
+    gc.collect()
+    gc.disable()
+    try:
+        left = weakref.ref(Tangled())
+        clock.advance(COLLECT_EVERY_S / 2)
+        collection.turn()
+        assert left() is not None
+        clock.advance(COLLECT_EVERY_S / 2)
+        collection.turn()
+        assert left() is None
+    finally:
+        gc.enable()

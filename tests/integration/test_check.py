@@ -67,12 +67,12 @@ def wrong(settings: Settings) -> list[Line]:
     return [line for line in check(settings) if line.state is State.WRONG]
 
 
-def make_topic(bootstrap_servers: str, name: str, **changes: str) -> str:
+def make_topic(bootstrap_servers: str, name: str, *, partitions: int = 1, **changes: str) -> str:
     """A topic as it should be, but for one of its settings."""
     kafka = KafkaSettings(bootstrap_servers=bootstrap_servers)
     configs = dict(plans(kafka, partitions=1, replication=1)[0].configs) | {key.replace("_", "."): value for key, value in changes.items()}
     with admin_client(kafka) as admin:
-        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1, "configs": configs}})
         admin.wait_for_topics([name])
     return name
 
@@ -164,6 +164,32 @@ def _(broker: str, folder: Path) -> Seeded:
 def _(broker: str, folder: Path) -> Seeded:
     name = make_topic(broker, "careful", min_insync_replicas="2")
     return good(broker, kafka={"dead_letters_topic": name}), "topic careful replication", "nothing can be written", "min.insync.replicas"
+
+
+def remembering(broker: str, state_topic: str) -> Settings:
+    return good(broker, kafka={"state_topic": state_topic}, streams={"memory": "topic"})
+
+
+@seed("the topic of snapshots is missing")
+def _(broker: str, folder: Path) -> Seeded:
+    return remembering(broker, "nowhere"), "topic nowhere", "kafka.state_topic 'nowhere' does not exist", "fifa-stream topics create"
+
+
+@seed("the topic of snapshots has other partitions than the frames")
+def _(broker: str, folder: Path) -> Seeded:
+    name = make_topic(broker, "narrow", cleanup_policy="compact", min_compaction_lag_ms="3600000")
+    return remembering(broker, name), "topic narrow partitions", "1, and fifa.frames has 3", "make the topic anew"
+
+
+@seed("the topic of snapshots is not compacted")
+def _(broker: str, folder: Path) -> Seeded:
+    return remembering(broker, make_topic(broker, "whole", partitions=3)), "topic whole cleanup.policy", "is delete", "to compact,delete"
+
+
+@seed("the topic of snapshots is compacted at once")
+def _(broker: str, folder: Path) -> Seeded:
+    name = make_topic(broker, "hasty", partitions=3, cleanup_policy="compact,delete", min_compaction_lag_ms="0")
+    return remembering(broker, name), "topic hasty min.compaction.lag.ms", "0: after a crash", "set it to 3600000"
 
 
 @seed("exactly once on a broker that pretends")

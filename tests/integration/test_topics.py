@@ -43,13 +43,13 @@ def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def kafka(request: pytest.FixtureRequest) -> KafkaSettings:
     """Settings with topics that nobody has made."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
-    topics = {f"{kind}_topic": f"{name}.{kind}" for kind in ("frames", "verdicts", "dead_letters")}
+    topics = {f"{kind}_topic": f"{name}.{kind}" for kind in ("frames", "verdicts", "dead_letters", "state")}
     return KafkaSettings(bootstrap_servers=str(request.getfixturevalue(request.param)), **topics)  # type: ignore[arg-type]
 
 
-def invoke(kafka: KafkaSettings, *arguments: str) -> Any:
-    names = ("bootstrap_servers", "frames_topic", "verdicts_topic", "dead_letters_topic")
-    environment = {f"FIFA_KAFKA__{name.upper()}": getattr(kafka, name) for name in names}
+def invoke(kafka: KafkaSettings, *arguments: str, memory: str = "off") -> Any:
+    names = ("bootstrap_servers", "frames_topic", "verdicts_topic", "dead_letters_topic", "state_topic")
+    environment = {f"FIFA_KAFKA__{name.upper()}": getattr(kafka, name) for name in names} | {"FIFA_STREAMS__MEMORY": memory}
     return CliRunner().invoke(app, ["topics", "create", *arguments], env=environment)
 
 
@@ -68,6 +68,16 @@ def test_topics_are_made_with_partitions_copies_and_settings(kafka: KafkaSetting
     for topic in (frames, verdicts, letters):
         wanted = {"cleanup.policy": "delete", "compression.type": "producer", "max.message.bytes": "1048588", "min.insync.replicas": "1"}
         assert wanted.items() <= topic.configs.items()
+
+
+def test_the_topic_of_snapshots_is_compacted_late_and_made_only_where_streams_are_remembered(kafka: KafkaSettings) -> None:
+    assert kafka.state_topic not in invoke(kafka, "--dry-run", memory="volatile").output
+    result = invoke(kafka, "--partitions", "2", memory="topic")
+    assert result.exit_code == 0 and f"{kafka.state_topic}: created, 2 partitions, replication 1" in result.output
+    with admin_client(kafka) as admin:
+        topic = look_up(admin, [kafka.state_topic])[kafka.state_topic]
+    wanted = {"cleanup.policy": "compact,delete", "min.compaction.lag.ms": "3600000", "max.compaction.lag.ms": "86400000"}
+    assert topic.partitions == 2 and (wanted | {"retention.ms": "259200000"}).items() <= topic.configs.items()
 
 
 def test_a_dry_run_makes_nothing(kafka: KafkaSettings) -> None:

@@ -166,6 +166,16 @@ def test_after_a_gap_a_stream_begins_anew_and_open_segments_close_at_the_last_fr
     assert at_the_limit.state.verdict("a", at_the_limit.told[-1], POINT).epoch == 0
 
 
+def test_a_stream_that_never_ends_begins_anew_at_its_greatest_length_and_what_was_open_closes() -> None:
+    limits = MemoryLimits(max_length_ms=5_750)
+    whole = watch(clip(QUIET + FORGED), StreamState(limits))
+    later = watch([Shown(6_000, (face(0.1),))], whole.state)
+    (closed,) = later.segments.values()
+    assert (closed.id, closed.end_ms, closed.is_open) == ("0.0.3000", 5750, False)
+    verdict = later.state.verdict("a", later.told[-1], POINT)
+    assert (verdict.epoch, verdict.start_ms, verdict.num_frames, verdict.num_segments) == (1, 6_000, 1, 0)
+
+
 def test_the_last_frame_ends_a_stream_and_what_comes_later_begins_anew() -> None:
     watched = watch(clip(QUIET + FORGED), end=True)
     (segment,) = watched.segments.values()

@@ -20,6 +20,13 @@ What the worker itself would refuse at its start is refused here, before anythin
 {{- if ne (len (uniq $topics)) (len $topics) -}}
 {{- $bad = append $bad (printf "settings.kafka: frames_topic, verdicts_topic, dead_letters_topic and shadow_topic are %s; give different topics" (join ", " $topics)) -}}
 {{- end -}}
+{{- if and (eq $v.settings.streams.memory "topic") (has $kafka.state_topic $topics) -}}
+{{- $bad = append $bad (printf "settings.kafka.state_topic %s must be a topic of its own; give it another name" $kafka.state_topic) -}}
+{{- end -}}
+{{- $snapshot := add 8192 (mul (int64 $v.settings.streams.max_tracks) (add 2000 (mul 10 (len $kafka.frames_topic)))) -}}
+{{- if and (eq $v.settings.streams.memory "topic") (gt $snapshot (int64 $kafka.max_request_bytes)) -}}
+{{- $bad = append $bad (printf "settings.streams.max_tracks %d may need %d bytes for what is remembered of a stream, above settings.kafka.max_request_bytes %d; lower the one or raise the other" (int64 $v.settings.streams.max_tracks) $snapshot (int64 $kafka.max_request_bytes)) -}}
+{{- end -}}
 {{- if and (eq $kafka.processing_guarantee "exactly_once") (le (int64 $kafka.transaction_timeout_ms) (mul 2 $kafka.commit_interval_ms)) -}}
 {{- $bad = append $bad (printf "settings.kafka.transaction_timeout_ms %d must be more than twice commit_interval_ms %d; raise it" (int64 $kafka.transaction_timeout_ms) (int64 $kafka.commit_interval_ms)) -}}
 {{- end -}}
