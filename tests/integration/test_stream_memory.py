@@ -1,6 +1,7 @@
 """What verdicts say of their streams, on real brokers: the same from one member in memory and from a few that share, hand over and are killed."""
 
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -139,6 +140,19 @@ def drained(workers: Sequence[ToyWorker]) -> None:
         assert worker.wait() == ExitCode.OK, "".join(worker.lines)
 
 
+def wait_for_partitions(worker: ToyWorker, timeout_s: float = 60.0) -> None:
+    """Until it has some: a member that has none loses none when it dies or sleeps."""
+    deadline = time.monotonic() + timeout_s
+    while num_partitions(worker.lines) < 1:
+        assert time.monotonic() < deadline, "".join(worker.lines)
+        time.sleep(0.05)
+
+
+def num_partitions(lines: Sequence[str]) -> int:
+    told = [match for line in tuple(lines) if (match := re.search(r"partitions (assigned|revoked|lost)\b[^\[]*\[(.*)\]", line))]
+    return sum(match[2].count("(") * (1 if match[1] == "assigned" else -1) for match in told)
+
+
 @pytest.mark.kafka
 def test_streams_are_told_the_same_whoever_is_killed(apache: ApacheKafka, new_stream: StreamFactory) -> None:
     """Under both guarantees at once, each with members on either client: two are killed, and one sleeps and wakes when its partitions have gone."""
@@ -154,6 +168,8 @@ def test_streams_are_told_the_same_whoever_is_killed(apache: ApacheKafka, new_st
         worker.wait_ready()
     frames = [Frames(guarantee) for guarantee in GUARANTEES]
     for fault, what in enumerate(FAULTS):
+        for stream in streams:
+            wait_for_partitions(stream.workers[fault])
         with ThreadPoolExecutor(len(streams)) as pool:
             sending = [pool.submit(some.send, stream, FRAMES_IN_A_ROUND) for stream, some in zip(streams, frames, strict=True)]
             for number, stream in enumerate(streams):
