@@ -113,6 +113,14 @@ class Mask:
         return int(coco_mask.area({"size": list(self.size_hw), "counts": self.counts.encode("ascii")}))
 
 
+def tight_box(mask_HW: NDArray[np.bool_]) -> Box | None:
+    """Around the true pixels of a mask; None for an empty one."""
+    columns, rows = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(mask_HW.any(axis=1))
+    if columns.size == 0:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One phrase of an explanation and where it points."""

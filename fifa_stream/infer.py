@@ -18,7 +18,7 @@ from PIL import Image
 from engines import fict
 from engines.analyzer import ExplainPolicy, find_operating_point
 from engines.bundle import Bundle
-from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint
+from engines.contracts import FORGERY_TYPES, Analysis, AreaAnswer, AreaQuery, Box, Evidence, Label, Manifest, Mask, OperatingPoint, tight_box
 from engines.preprocess import Crop
 from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.detect import DetectLimits, Face, FaceDetector, FoundFaces
@@ -664,14 +664,6 @@ def mask_in_frame(
     inside_HW = np.zeros_like(frame_HW)
     inside_HW[top:bottom, left:right] = frame_HW[top:bottom, left:right]
     return inside_HW
-
-
-def tight_box(mask_HW: NDArray[np.bool_]) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) around the mask, ends exclusive; None for an empty mask."""
-    columns, rows = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(mask_HW.any(axis=1))
-    if columns.size == 0:
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def _rounded(box_xyxy: tuple[float, float, float, float]) -> tuple[float, float, float, float]:

@@ -114,12 +114,6 @@ def decode_mask(run_lengths: RunLengths) -> NDArray[np.bool_]:
     return np.repeat(values, runs).reshape((width, height)).T
 
 
-def mask_box(mask_HW: NDArray[np.bool_]) -> Box | None:
-    """Tight box of a mask, far edges exclusive; None of an empty one."""
-    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
-    return None if not len(rows) else (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-
-
 def pieces(text: str, evidence: Sequence[EvidenceItem]) -> list[tuple[str, int | None]]:
     """A text cut at its phrases, each with the index of its evidence; what overlaps an earlier phrase, and what lies outside, stays text."""
     position, out = 0, list[tuple[str, int | None]]()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from engines.contracts import Mask
+from engines.contracts import Mask, tight_box
 from fifa_stream.records import EvidenceItem, RunLengths
-from fifa_stream.views import FaceView, MaskError, decode_mask, mask_box, pieces
+from fifa_stream.views import FaceView, MaskError, decode_mask, pieces
 
 
 def run_lengths(mask_HW: NDArray[np.bool_]) -> RunLengths:
@@ -38,9 +38,9 @@ def test_a_huge_mask_is_counted_before_it_is_made() -> None:
 
 def test_the_box_of_a_mask_is_tight() -> None:
     mask_HW = np.zeros((10, 20), bool)
-    assert mask_box(mask_HW) is None
+    assert tight_box(mask_HW) is None
     mask_HW[2:5, 7:9] = True
-    assert mask_box(mask_HW) == (7, 2, 9, 5)
+    assert tight_box(mask_HW) == (7, 2, 9, 5)
 
 
 sides = st.floats(-1e6, 1e6)
