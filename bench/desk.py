@@ -81,7 +81,7 @@ class Scrolled:
 def shots() -> dict[str, list[Shot]]:
     """By photograph and what was done to it: the frame from `SHIFTS` places, judged."""
     bundle = open_bundle(bundled_engine())
-    pipeline = FramePipeline(PipelineLimits(), Analyzer(bundle), bundle)
+    pipeline = FramePipeline(PipelineLimits(), Analyzer(bundle, appearance=True), bundle)
     found: dict[str, list[Shot]] = {}
     for frame in demo_frames():
         if frame.kind not in ("untouched", "manipulated"):

@@ -97,7 +97,7 @@ def judge(plan: Plan, pipeline: FramePipeline) -> Judged:
 def pipeline_of(bundle: Bundle, *, max_batch_faces: int = 16, explain: ExplainPolicy = "never") -> FramePipeline:
     """Every frame of a chunk is looked at."""
     limits = PipelineLimits(explain=explain, max_batch_faces=max_batch_faces, video=VideoLimits(sample_fps=1000, max_frames=1000))
-    return FramePipeline(limits, Analyzer(bundle), bundle)
+    return FramePipeline(limits, Analyzer(bundle, appearance=True), bundle)
 
 
 def judged_sequences(data: Path, scores: Path, part: Part, bundle: Bundle, console: Console) -> list[Judged]:
@@ -587,7 +587,7 @@ def costs(judged: Sequence[Judged], plan: Plan, bundle: Bundle, point: Operating
     pipeline.judge(images)
     one_ms = (time.process_time() - start) * 1000 / len(images)
     crops = np.zeros((16, bundle.manifest.preprocess.image_size, bundle.manifest.preprocess.image_size, 3), np.uint8)
-    analyzer = Analyzer(bundle)
+    analyzer = Analyzer(bundle, appearance=True)
     start = time.process_time()
     analyzer.encode(crops)
     face_ms = (time.process_time() - start) * 1000 / len(crops)

@@ -117,10 +117,11 @@ class Analyzer:
         operating_point: str | None = None,
         slots: int = SLOTS,
         drafts: Drafts | None = None,
+        appearance: bool = False,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`operating_point` names one of the manifest's, for faces that `analyze` is given none for; None takes its default. `slots` answers are
-        decoded together, with `drafts` as in `DecodeLoop`.
+        decoded together, with `drafts` as in `DecodeLoop`. `appearance` fills that of every analysis: where nobody follows people, none is computed.
 
         Raises BundleError (unsupported).
         """
@@ -129,6 +130,7 @@ class Analyzer:
         self.operating_point: OperatingPoint = find_operating_point(self.manifest, operating_point)
         self._slots, self._drafts, self._clock_s = slots, drafts, clock_s
         self._tries: dict[str | None, PhraseTrie] = {}
+        self._has_appearance = appearance
         self._projection_FA: NDArray[np.float32] | None = None
 
     @cached_property
@@ -183,7 +185,7 @@ class Analyzer:
             one.row: text for one, answer, text in zip(wanted, told, texts, strict=False) if answer.end is not End.LATE
         }  # the texts of the queries come behind
         answers = dict(zip(queried, self._area_answers(encoded, crops_BHWC, asked, texts[len(wanted) :]), strict=True))
-        appearances = self.appearances(encoded["image_embeds"])
+        appearances = self.appearances(encoded["image_embeds"]) if self._has_appearance else [b""] * count
         return [
             Analysis(
                 fake_score=float(scores_B[i]),

@@ -53,6 +53,13 @@ class Label(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+def label_of(fake_score: float, *, fake_at: float, real_below: float) -> Label:
+    """What two cuts make of a calibrated score."""
+    if fake_score >= fake_at:
+        return Label.FAKE
+    return Label.REAL if fake_score < real_below else Label.INCONCLUSIVE
+
+
 class BundleFault(StrEnum):
     """Why a bundle is refused."""
 
@@ -281,9 +288,7 @@ class OperatingPoint(_Closed):
 
     def label(self, fake_score: float) -> Label:
         """What the cuts make of a calibrated score."""
-        if fake_score >= self.fake_at:
-            return Label.FAKE
-        return Label.REAL if fake_score < self.real_below else Label.INCONCLUSIVE
+        return label_of(fake_score, fake_at=self.fake_at, real_below=self.real_below)
 
 
 class DecoderSpec(_Closed):

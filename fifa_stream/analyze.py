@@ -59,7 +59,7 @@ def analyze_paths(
     Raises EngineError when the bundle cannot be used and OSError when the page cannot be written.
     """
     bundle = open_bundle(engine or bundled_engine())
-    pipeline = FramePipeline(PipelineLimits(explain=explain), Analyzer(bundle), bundle)
+    pipeline = FramePipeline(PipelineLimits(explain=explain), Analyzer(bundle, appearance=True), bundle)
     return analyze_images(paths, pipeline, crop=crop, query=query, explain=explain, video=video, as_json=as_json, html=html)
 
 

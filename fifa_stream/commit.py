@@ -179,7 +179,48 @@ class AtLeastOnce(_Common):
         self._rewind(begins)
 
 
-class Checkpoints(_Common):
+class _Locked(_Common):
+    """Answers, what is remembered and partitions that go have one order: that of the lock. What fails on the client's thread, the loop hears of."""
+
+    def __init__(
+        self,
+        offsets: OffsetTracker,
+        consumer: Consumer,
+        open_producer: Callable[[], Producer],
+        *,
+        watchdog: Watchdog,
+        call_timeout_s: float,
+        snapshots: Snapshots | None,
+    ) -> None:
+        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s)
+        self.lock = threading.RLock()
+        self._snapshots = snapshots
+        self._spoiled: DeliveryError | Fenced | None = None
+        """Why nothing more may be committed before a restart."""
+
+    def poll(self) -> None:
+        """Take in acknowledgements."""
+        with self.lock:
+            self._refuse_spoiled()
+            self._producer.poll()
+
+    def _refuse_spoiled(self) -> None:
+        if self._spoiled is not None:
+            raise self._spoiled
+
+    def _send_snapshots(self, partition: Partition, stay: Assignment, offset: int, on_delivery: Callable[[], None]) -> int:
+        """What is remembered of a stay behind the record before `offset`; returns how many records that is."""
+        if self._snapshots is None:
+            return 0
+        topic, number = partition
+        named = RawRecord(topic, number, offset - 1, 0, None, None, ())
+        records = self._snapshots.take(stay)
+        for record in records:
+            self._producer.send(self._snapshots.topic, record, answers=named, on_delivery=on_delivery, partition=number)
+        return len(records)
+
+
+class Checkpoints(_Locked):
     """`Committer` by commits of the group, each of exactly what snapshots stand for.
 
     A checkpoint is, for each partition, the offset behind the last answer that was sent when it began, and what is remembered there. Answers of a
@@ -203,9 +244,7 @@ class Checkpoints(_Common):
         call_timeout_s: float,
         snapshots: Snapshots,
     ) -> None:
-        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s)
-        self.lock = threading.RLock()
-        self._snapshots = snapshots
+        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s, snapshots=snapshots)
         self._sent: dict[Assignment, int] = {}
         """Of stays with answers since their last checkpoint: the offset behind the last."""
         self._open: dict[Assignment, int] = {}
@@ -214,8 +253,6 @@ class Checkpoints(_Common):
         """Those that are, and not committed."""
         self._num_missing = 0
         """Snapshots of the open one that are not acknowledged."""
-        self._spoiled: DeliveryError | None = None
-        """What failed on the client's thread, for the loop to hear of."""
 
     @property
     def has_room(self) -> bool:
@@ -231,12 +268,6 @@ class Checkpoints(_Common):
             self._producer.send(topic, record, answers=ticket.record, on_delivery=on_delivery)
             self._sent[ticket.assignment] = ticket.record.offset + 1
             return True
-
-    def poll(self) -> None:
-        """Acknowledgements of answers and snapshots."""
-        with self.lock:
-            self._refuse_spoiled()
-            self._producer.poll()
 
     def commit(self) -> Committed:
         """Begin a checkpoint, or commit the one that has become whole."""
@@ -265,14 +296,10 @@ class Checkpoints(_Common):
         return Committed.ACCEPTED
 
     def _begin(self) -> None:
-        for (topic, number), stay in self._offsets.stays().items():
-            if (offset := self._sent.get(stay)) is None:
-                continue
-            self._open[stay] = offset
-            named = RawRecord(topic, number, offset - 1, 0, None, None, ())  # the last record that it stands for
-            for record in self._snapshots.take(stay):
-                self._num_missing += 1
-                self._producer.send(self._snapshots.topic, record, answers=named, on_delivery=self._delivered, partition=number)
+        for partition, stay in self._offsets.stays().items():
+            if (offset := self._sent.get(stay)) is not None:
+                self._open[stay] = offset
+                self._num_missing += self._send_snapshots(partition, stay, offset, self._delivered)
         self._sent = {}
 
     def _delivered(self) -> None:
@@ -285,10 +312,6 @@ class Checkpoints(_Common):
         self._whole |= self._open
         self._open = {}
         return True
-
-    def _refuse_spoiled(self) -> None:
-        if self._spoiled is not None:
-            raise self._spoiled
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """A last checkpoint, where its acknowledgements come soon; else the last one that is whole, and the rest is answered again."""
@@ -334,7 +357,7 @@ class Checkpoints(_Common):
 _NONE = Assignment()
 
 
-class ExactlyOnce(_Common):
+class ExactlyOnce(_Locked):
     """`Committer` by transactions.
 
     A transaction opens with its first answer. Answers of a partition are sent in the order of its records (`offsets.InOrder`), so once all are
@@ -357,14 +380,10 @@ class ExactlyOnce(_Common):
         call_timeout_s: float,
         snapshots: Snapshots | None = None,
     ) -> None:
-        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s)
-        self.lock = threading.RLock()
-        self._snapshots = snapshots
+        super().__init__(offsets, consumer, open_producer, watchdog=watchdog, call_timeout_s=call_timeout_s, snapshots=snapshots)
         self._is_open = False
         self._is_sealed = False
         """Due to be committed: takes no further answer."""
-        self._spoiled: DeliveryError | Fenced | None = None
-        """Why the open transaction must not be committed."""
         self._times_back = 0
 
     @property
@@ -393,12 +412,6 @@ class ExactlyOnce(_Common):
             self._producer.send(topic, record, answers=ticket.record, on_delivery=on_delivery)
             return True
 
-    def poll(self) -> None:
-        """Acknowledged is not committed: readers see nothing yet."""
-        with self.lock:
-            self._refuse_spoiled()
-            self._producer.poll()
-
     def commit(self) -> Committed:
         """Answers and offsets at once."""
         member = self._consumer.member()  # before the lock: it may wait for the client's thread, which may wait for the lock in `revoked`
@@ -418,12 +431,8 @@ class ExactlyOnce(_Common):
         if self._is_sealed:
             return
         self._is_sealed = True
-        if self._snapshots is None:
-            return
-        for (topic, number), stay in self._offsets.stays().items():
-            named = RawRecord(topic, number, stay.position - 1, 0, None, None, ())
-            for record in self._snapshots.take(stay):
-                self._producer.send(self._snapshots.topic, record, answers=named, on_delivery=_nothing, partition=number)
+        for partition, stay in self._offsets.stays().items():
+            self._send_snapshots(partition, stay, stay.position, _nothing)
 
     def _finish(self, member: object) -> None:
         if self._offsets.num_times_back != self._times_back:
@@ -432,10 +441,6 @@ class ExactlyOnce(_Common):
         self._transactions.commit(positions, member)
         self._offsets.committed(positions)
         self._is_open = self._is_sealed = False
-
-    def _refuse_spoiled(self) -> None:
-        if self._spoiled is not None:
-            raise self._spoiled
 
     def revoked(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
         """Commit what is open before the partitions go, or spoil it. The group itself has nothing to commit."""

@@ -250,11 +250,13 @@ class FramePipeline:
     def _watch(self, chunk: Chunk, image: EncodedImage, explain: ExplainPolicy) -> Iterator[tuple[tuple[int, int], SampledFrame]]:
         """Sampled frames as they are decoded, each with its picture's size."""
         held: list[_Picture] = []
+        num_faces = 0
         for frame in chunk.frames():
             held.append(self._picture(frame.image_HWC, is_crop=image.is_crop, index=frame.index, pts_ms=frame.pts_ms))
-            if sum(len(picture.found.faces) for picture in held) >= self._limits.max_batch_faces:
+            num_faces += len(held[-1].found.faces)
+            if max(num_faces, len(held)) >= self._limits.max_batch_faces:  # frames without a face are handed on as well
                 yield from self._watched(chunk, image, held, explain)
-                held = []
+                held, num_faces = [], 0
         yield from self._watched(chunk, image, held, explain)
 
     def _watched(

@@ -135,7 +135,7 @@ def verify(
             with file.open("rb") as handle:
                 archive = handle.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            end(ExitCode.USAGE, f"{file} cannot be read: {error.strerror}")
+            end(ExitCode.USAGE, f"{file} cannot be read: {error.strerror}; give a file of `fifa-stream review export`")
         found = verify_archive(archive, digest=digest)
         manifest = found.manifest
         by = "" if manifest.exported_by is None else f" by {_plain(manifest.exported_by)}"

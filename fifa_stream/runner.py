@@ -846,7 +846,8 @@ def load_pipeline(settings: Settings, *, is_shadow: bool = False) -> FrameProces
     )
     role = "compared" if is_shadow else "answers"
     logger.info("engine loaded: role=%s name=%s version=%s manifest=%s", role, bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
-    analyzer = Analyzer(bundle, operating_point=engine.operating_point)
+    follows = settings.streams.memory != "off" and settings.streams.appearance and not is_shadow
+    analyzer = Analyzer(bundle, operating_point=engine.operating_point, appearance=follows)
     return FramePipeline(pipeline_limits, analyzer, bundle, stream_points=engine.stream_operating_points)
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from engines.contracts import Label
+from engines.contracts import Label, label_of
 from fifa_stream.memory.segments import Course, Seen, Stretch
 from fifa_stream.memory.smoothing import FITTED, Smoothing, stream_score
 from fifa_stream.memory.tracks import Sighting, Track, match
@@ -137,13 +137,11 @@ class StreamState:
         """What the stream says by now, after the record of `told`, at that operating point."""
         memory = self._memory
         score = None if memory.highest_level is None else stream_score(memory.highest_run, memory.highest_level, self._smoothing)
-        label, notes = Label.INCONCLUSIVE, []
+        notes: tuple[Note, ...] = ()
         if score is None:
-            notes.append(Note(code=NoteCode.NO_FACE, message="no face of the stream was fit to decide so far"))
-        elif score >= point.fake_at:
-            label = Label.FAKE
-        elif score < point.real_below:
-            label = Label.REAL
+            label, notes = Label.INCONCLUSIVE, (Note(code=NoteCode.NO_FACE, message="no face of the stream was fit to decide so far"),)
+        else:
+            label = label_of(score, fake_at=point.fake_at, real_below=point.real_below)
         open_ms = sum(stretch.end_ms - stretch.start_ms for track in memory.tracks if (stretch := _open_segment(track)) is not None)
         return StreamVerdict(
             id=stream_id,
@@ -158,7 +156,7 @@ class StreamState:
             num_late=memory.num_late,
             num_tracks=memory.num_tracks,
             num_segments=memory.num_segments,
-            notes=tuple(notes),
+            notes=notes,
         )
 
     def dump(self) -> bytes:
@@ -178,7 +176,7 @@ class StreamState:
         return state
 
     def _begin(self, t_ms: int, clock: Literal["pts", "timestamp"], told: Told) -> None:
-        """A new epoch; the first one is 0."""
+        """A new epoch. The very first keeps the number it was given, every later one adds one."""
         old = self._memory
         if old.clock is not None and not old.has_ended:
             self.end(told)

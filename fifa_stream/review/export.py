@@ -52,6 +52,8 @@ _NAME = re.compile(
     r"manifest\.json|index\.html|verdict\.json|reviews\.jsonl|media\.(?:jpg|png|webp|mp4)|masks/face-[0-9]{1,9}(?:-asked)?-[0-9]{1,4}\.png"
 )
 """Every name that a part may have: none leads out of the folder it is unpacked to."""
+_NO_ARCHIVE = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error)
+"""What zipfile raises of bytes that are no archive. It documents the first alone."""
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
 
@@ -242,7 +244,7 @@ def _read(archive: bytes) -> dict[str, bytes]:
                 if one.compress_type != zipfile.ZIP_STORED or one.flag_bits & 1 or one.compress_size != one.file_size:
                     raise VerifyError(f"{one.filename} is compressed or encrypted; no part of an exported case is")
                 members[one.filename] = opened.read(one)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError, struct.error) as error:
+    except _NO_ARCHIVE as error:
         raise VerifyError(f"the file is no whole ZIP archive: {' '.join(str(error).split())[:200]}") from None
     for name in (MANIFEST, PAGE, VERDICT, REVIEWS):
         if name not in members:

@@ -22,9 +22,13 @@ def embeds(analyzer: Analyzer, count: int, seed: int = 0) -> NDArray[np.float32]
 
 
 def test_every_analysis_says_what_its_face_looks_like(analyzer: Analyzer, crops: Callable[[int], NDArray[np.uint8]]) -> None:
-    analyses = analyzer.analyze(crops(3), explain=["never"] * 3)
+    analyses = Analyzer(analyzer._bundle, appearance=True).analyze(crops(3), explain=["never"] * 3)
     assert [len(analysis.appearance) for analysis in analyses] == [APPEARANCE_SIZE] * 3
     assert len({analysis.appearance for analysis in analyses}) == 3
+
+
+def test_where_nobody_follows_people_nothing_is_kept_of_a_face(analyzer: Analyzer, crops: Callable[[int], NDArray[np.uint8]]) -> None:
+    assert {analysis.appearance for analysis in analyzer.analyze(crops(2), explain=["never"] * 2)} == {b""}
 
 
 def test_an_appearance_does_not_depend_on_the_faces_beside_it(analyzer: Analyzer) -> None:

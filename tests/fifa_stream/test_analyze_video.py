@@ -1,16 +1,20 @@
 """A video file is a stream by itself: who is manipulated when, and one explained frame a segment, whatever is held at once."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engines.analyzer import ExplainPolicy
 from engines.contracts import Label
 from fifa_stream.analyze import analyze_images
 from fifa_stream.analyze_video import VideoOptions, judge_video, remember
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
 from fifa_stream.records import Reason, RecordError, Verdict
 from fifa_stream.testing import ToyAnalyzer, toy_bundle
+from fifa_stream.video import Chunk
 from tests.fifa_stream.test_video import faces_clip
 
 UNTOUCHED, MANIPULATED = 50, 215
@@ -108,3 +112,25 @@ def test_the_table_tells_the_stream_and_its_segments(tmp_path: Path, capsys: pyt
     assert analyze_images([tmp_path / "b.mp4"], toys()) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "32 in 32" in told and "track 0" in told
+
+
+def test_frames_without_a_face_are_not_held_back(make_bench: Callable[..., Any]) -> None:
+    """A long video of nothing is looked at in pieces as well, and shows its progress."""
+    told: list[tuple[int, int]] = []
+    pipeline = make_bench([], limits=PipelineLimits(max_batch_faces=4)).pipeline
+    pieces = watched_pieces(pipeline, faces_clip([0] * 10), told)
+    assert not any(picture.found.faces for pictures in pieces for picture in pictures)
+    assert [len(pictures) for pictures in pieces] == [4, 4, 2] and told[-1] == (10, 10)
+
+
+def watched_pieces(pipeline: FramePipeline, clip: bytes, told: list[tuple[int, int]]) -> list[list[Any]]:
+    pieces: list[list[Any]] = []
+    watched = pipeline._watched
+
+    def noting(chunk: Chunk, image: EncodedImage, pictures: list[Any], explain: ExplainPolicy) -> Iterator[Any]:
+        pieces.append(list(pictures))
+        return watched(chunk, image, pictures, explain)
+
+    pipeline._watched = noting  # type: ignore[method-assign]
+    pipeline.judge_video(EncodedImage(clip), VideoOptions().limits, to_explain=lambda frames: [], progress=lambda *at: told.append(at))
+    return pieces
