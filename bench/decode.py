@@ -140,10 +140,12 @@ def main() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded: its threads do not spin either
         import torch
 
-        from bench.torch_reference import recovered_model, torch_bundle
+        from bench.torch_reference import torch_bundle
+        from trainer.config import small
+        from trainer.warm_start import recovered_model
 
         torch.set_num_threads(options.threads)
-        backends["torch"] = torch_bundle(bundle, recovered_model(bundle))
+        backends["torch"] = torch_bundle(bundle, recovered_model(bundle.folder, small().model))
     rows = compare(
         backends, frames(bundle), faces=options.faces, guesses=options.guesses, threads=options.threads, rounds=options.rounds, console=console
     )  # fmt: skip

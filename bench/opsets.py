@@ -52,7 +52,7 @@ def measure(bundle: Bundle, model: FiFaMLLM, *, rounds: int, console: Console) -
             console.print(f"exporting in opset {opset}")
             folder = Path(scratch) / str(opset)
             for name, spec in export(model, bundle, folder, opset).items():
-                engines[name, opset] = OrtEngine(folder / spec.file, spec, threads=1, groups_rows=name == "encoder")
+                engines[name, opset] = OrtEngine(folder / spec.file, spec, threads=1, rows_together=1 if name == "encoder" else None)
         cases = {(case, opset): work(bundle, engines[case[0], opset], *case) for case, opset in product(CASES, OPSETS)}
         samples = interleaved(cases, rounds, console, "opsets, 1 thread")
     shipped = {

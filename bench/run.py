@@ -167,10 +167,11 @@ def measure(options: argparse.Namespace, console: Console) -> tuple[dict[str, li
     told = answers_to(Analyzer(bundle, drafts=Drafts(0)), measured_and_known(judged)[1])
     model = None
     if with_torch:
-        from bench.torch_reference import recovered_model
+        from trainer.config import small
+        from trainer.warm_start import recovered_model
 
         console.print("recovering the model from the bundle")
-        model = recovered_model(bundle)
+        model = recovered_model(bundle.folder, small().model)
     found: dict[str, list[Any]] = {key: [] for key in TITLES if key != "around"}
     for threads in THREADS:
         opened = open_bundle(bundled_engine(), threads=threads)

@@ -15,20 +15,11 @@ from torch import Tensor
 
 from engines.bundle import Bundle
 from engines.runtime import Arrays, Engine
-from trainer.config import small
 from trainer.model import FiFaMLLM
 from trainer.parts import torch_engines
-from trainer.warm_start import load_bundle
 
 AGREE = 1e-3
 """Largest difference between an output of torch and of the engine that is still rounding."""
-
-
-def recovered_model(bundle: Bundle) -> FiFaMLLM:
-    """The bundle's model. Blocks for about a minute. Raises ValueError for a bundle of another recipe than `small`."""
-    model = FiFaMLLM(small().model).eval()
-    load_bundle(model, bundle.folder)
-    return model
 
 
 def torch_bundle(bundle: Bundle, model: FiFaMLLM) -> Bundle:

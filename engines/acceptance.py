@@ -160,9 +160,11 @@ def observe(analyzer: Analyzer, crops_NHWC: NDArray[np.uint8], *, explained: int
 def compare(analyzer: Analyzer, pack: AcceptancePack) -> dict[str, float]:
     """Measure an engine against the reference of the pack; takes about a minute on two cores. Raises AcceptanceError (other_checkpoint).
 
-    `map_iou` is the mean overlap of artifact maps, `mask_iou` that of the mask decoder's masks behind the reference's own text, so that an answer
-    worded otherwise does not enter; both leave out pairs that are empty on both sides. `token_agreement` is the share of explained faces told in the
-    same tokens, `auc_drop` what the engine loses of the reference's AUC, and scores are the calibrated ones.
+    `mask_iou` is the mean overlap of the mask decoder's masks behind the reference's own text, so that an answer worded otherwise does not enter: the
+    masks of verdicts. `map_iou` is that of the artifact maps, which no verdict shows, over the patches of all faces together, `face_map_iou` its mean
+    over faces, which has no bar: many maps are a patch or two at the cut and flip whole. Means leave out pairs that are empty on both sides.
+    `token_agreement` is the share of explained faces told in the same tokens, `auc_drop` what the engine loses of the reference's AUC, and scores are
+    the calibrated ones.
     """
     _check_source(analyzer.manifest, pack.spec)
     reference = pack.reference
@@ -180,7 +182,8 @@ def compare(analyzer: Analyzer, pack: AcceptancePack) -> dict[str, float]:
         "max_score_difference": float(difference_N.max()),
         "auc": reached,
         "auc_drop": auc(pack.is_fake_N, reference.raw_N) - reached,
-        "map_iou": mean_iou(found.maps_NHW, reference.maps_NHW),
+        "map_iou": mean_iou(found.maps_NHW[None], reference.maps_NHW[None]),
+        "face_map_iou": mean_iou(found.maps_NHW, reference.maps_NHW),
         "mask_iou": mean_iou(ours_MHW, theirs_MHW),
         "token_agreement": float(np.mean(agree)),
     }
@@ -203,10 +206,11 @@ def auc(is_fake_N: NDArray[np.bool_], score_N: NDArray[np.floating[Any]]) -> flo
 
 
 def mean_iou(found_NHW: NDArray[np.bool_], reference_NHW: NDArray[np.bool_]) -> float:
-    """Mean intersection over union of the pairs that mark anything; 1 where none does."""
-    union_N = (found_NHW | reference_NHW).sum((1, 2))
+    """Mean intersection over union of the pairs that mark anything, axis 0 counting pairs; 1 where none does."""
+    axes = tuple(range(1, found_NHW.ndim))
+    union_N = (found_NHW | reference_NHW).sum(axes)
     marked_N = union_N > 0
-    return float(((found_NHW & reference_NHW).sum((1, 2))[marked_N] / union_N[marked_N]).mean()) if marked_N.any() else 1.0
+    return float(((found_NHW & reference_NHW).sum(axes)[marked_N] / union_N[marked_N]).mean()) if marked_N.any() else 1.0
 
 
 def read_pack(folder: Path) -> AcceptancePack:

@@ -4,6 +4,7 @@ A bundle that is not what its manifest says is refused with a named fault before
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -134,7 +135,12 @@ def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = N
 def _open_parts(folder: Path, manifest: Manifest, threads: int) -> dict[PartName, Engine]:
     """Every graph in the backend that the manifest names."""
     if manifest.backend == "onnxruntime":
-        return {name: OrtEngine(folder / part.file, part, threads=threads, groups_rows=name == "encoder") for name, part in manifest.parts.items()}
+        # A thread has work enough in one face. In int8, sums of two faces together round otherwise than those of one alone (MatMulNBits).
+        faces = 1 if manifest.build is not None and manifest.build.precision == "int8" else threads or os.cpu_count() or 1
+        return {
+            name: OrtEngine(folder / part.file, part, threads=threads, rows_together=faces if name == "encoder" else None)
+            for name, part in manifest.parts.items()
+        }
     from engines.trt_runtime import TrtEngine, check_build  # what serves on a CPU never asks for a GPU's libraries
 
     check_build(manifest, folder)

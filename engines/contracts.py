@@ -230,7 +230,7 @@ class PartSpec(FileSpec):
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Of the arithmetic of a build: int8 speaks of the encoder's matrix products (QDQ), all else of such a build is fp32."""
+"""Of the arithmetic of a build: int8 speaks of the matrix products of the encoder's blocks, all else of such a build is fp32."""
 
 
 class Profile(_Closed):

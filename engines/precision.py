@@ -1,4 +1,4 @@
-"""Graphs of lower precision out of fp32 ones: half precision by the rules of autocast, int8 by static quantization. Builds use it; serving never.
+"""Graphs of lower precision out of fp32 ones: half precision by the rules of autocast, int8 by quantization. Builds use it; serving never.
 
 ONNX Runtime's own converter (`onnxruntime.transformers.float16`) gives graphs that `onnx.checker` refuses, rounds positions and knows no bf16.
 """
@@ -24,6 +24,11 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 SINGLE = frozenset({"BatchNormalization", "Cast", "LayerNormalization", "Pow", "RMSNormalization", "ReduceMean", "ScatterND", "Softmax", "Softplus"})
 """Computed in fp32 wherever they stand: sums of squares leave the range of fp16 at a root mean square of 256, exponentials magnify rounding, a cast
 says itself what it makes, and the KV cache that ScatterND writes is fp32 state of the Engine protocol."""
+BLOCK = 128
+"""Weights along a row of an int8 product that share a scale. Blocks of 32 are no closer to fp32 and a sixth slower (docs/engines.md)."""
+CONTRIBUTED = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+NORMS_OF_A_BLOCK = 2
 CALIBRATION_BATCH = 4
 """Crops that are run together: the quantizer keeps every activation of a run."""
 
@@ -83,11 +88,15 @@ def to_half(model: onnx.ModelProto, kind: Literal["fp16", "bf16"]) -> onnx.Model
 
 
 def quantize_encoder(source: Path, out: Path, crops_NHWC: NDArray[np.uint8], *, symmetric: bool = False) -> None:
-    """Write an encoder whose transformer blocks multiply in int8 (static QDQ, weights per channel), calibrated on uint8 crops of its size.
+    """Write an encoder whose transformer blocks multiply in int8; it is calibrated on uint8 crops of its size.
+
+    What reads a norm behind the first block (queries, keys, values, the first product of an MLP) is static QDQ, weights per channel. All other
+    products of the blocks have their weights in blocks of `BLOCK` and round what they are given block by block, row by row, as it comes (MatMulNBits
+    of ONNX Runtime): the first block tolerates nothing coarser, and no norm tames what comes out of attention and GELU. `symmetric`: as TensorRT
+    asks, all products are static QDQ without zero points, but for those behind a GELU, which is one-sided: they stay fp32.
 
     Patch embedding, attention itself, heads and projector stay fp32. Ranges of single channels that the norms let through are moved into the weights
-    first (SmoothQuant, arXiv:2211.10438, alpha 0.5). `symmetric` gives activations no zero point, as TensorRT asks; what follows a GELU, which is
-    one-sided, then stays fp32 too. Raises ValueError where there are no crops or no blocks.
+    first (SmoothQuant, arXiv:2211.10438, alpha 0.5). Raises ValueError where there are no crops or no blocks.
     """
     if len(crops_NHWC) == 0:
         raise ValueError("int8 is calibrated on crops and the acceptance pack has none; write one of more faces with: fifa-train export --acceptance")
@@ -96,9 +105,10 @@ def quantize_encoder(source: Path, out: Path, crops_NHWC: NDArray[np.uint8], *, 
     products = _block_products(graph)
     if not products:
         raise ValueError(f"{source} has no product of a weight before its output image_embeds; export the part again")
-    _smooth(model, products, crops_NHWC)
+    norms = _smooth(model, products, crops_NHWC)
     gelus = {node.output[0] for node in graph.node if node.op_type == "Gelu"}
-    chosen = [node.name for node in products if not (symmetric and node.input[0] in gelus)]
+    behind_first = norms[NORMS_OF_A_BLOCK:]
+    static = [node.name for node in products if (node.input[0] not in gelus if symmetric else node.input[0] in behind_first)]
     with TemporaryDirectory() as scratch:
         smoothed = Path(scratch) / "encoder.onnx"
         helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # the exporter has done what the quantizer would ask for
@@ -112,7 +122,7 @@ def quantize_encoder(source: Path, out: Path, crops_NHWC: NDArray[np.uint8], *, 
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=chosen,
+            nodes_to_quantize=static,
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
@@ -120,6 +130,38 @@ def quantize_encoder(source: Path, out: Path, crops_NHWC: NDArray[np.uint8], *, 
                 "OpTypesToExcludeOutputQuantization": ["MatMul"],
             },
         )
+    if not symmetric:
+        _quantize_in_blocks(out, [node.name for node in products if node.name not in static])
+
+
+def _quantize_in_blocks(path: Path, names: Sequence[str]) -> None:
+    """Give these products of a graph int8 weights in blocks; ONNX Runtime rounds what they multiply (its accuracy level 4) at run time.
+
+    The runtime's own quantizer does as much, but sets up the root logger of whoever imports it.
+    """
+    model = onnx.load(str(path))
+    graph = model.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.name not in names:
+            continue
+        weight_KN = weights[node.input[1]]
+        (inner, outer), rounded, scales = weight_KN.shape, f"{node.output[0]}.int8", f"{node.output[0]}.scales"
+        rounded_NKb, scales_NK = _in_blocks(weight_KN)
+        graph.initializer.extend([numpy_helper.from_array(rounded_NKb, rounded), numpy_helper.from_array(scales_NK, scales)])
+        sizes = {"K": inner, "N": outer, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
+        node.CopyFrom(helper.make_node("MatMulNBits", [node.input[0], rounded, scales], node.output, name=node.name, domain=CONTRIBUTED, **sizes))
+    _drop_unread(graph)
+    model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
+    onnx.save(model, str(path))
+
+
+def _in_blocks(weight_KN: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A weight as MatMulNBits reads it: (N, blocks, BLOCK) uint8 around 128, and the scale of each block, (N, blocks)."""
+    padded_NK = np.pad(weight_KN.T, ((0, 0), (0, -len(weight_KN) % BLOCK)))
+    blocks = padded_NK.reshape(len(padded_NK), -1, BLOCK)
+    scales = np.abs(blocks).max(-1) / 127
+    return np.asarray(np.rint(blocks / np.where(scales > 0, scales, 1)[..., None]) + 128, np.uint8), np.asarray(scales, np.float32)
 
 
 class _Crops(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
@@ -150,8 +192,11 @@ def _block_products(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [node for node in before if node.op_type == "MatMul" and node.input[1] in weights]
 
 
-def _smooth(model: onnx.ModelProto, products: Sequence[onnx.NodeProto], crops_NHWC: NDArray[np.uint8]) -> None:
-    """Divide each channel of a norm that only products read by the root of its peak over its weights' peak, and multiply those weights by it."""
+def _smooth(model: onnx.ModelProto, products: Sequence[onnx.NodeProto], crops_NHWC: NDArray[np.uint8]) -> list[str]:
+    """Divide each channel of a norm that only products read by the root of its peak over its weights' peak, and multiply those weights by it.
+
+    Return what those norms give, in the order of the graph.
+    """
     graph = model.graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -171,6 +216,12 @@ def _smooth(model: onnx.ModelProto, products: Sequence[onnx.NodeProto], crops_NH
             _replace(graph, norm, place, weights[norm.input[place]] / scale_D)
         for product in reading:
             _replace(graph, product, 1, weights[product.input[1]] * scale_D[:, None])
+    _drop_unread(graph)
+    return [norm.output[0] for norm in norms]
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Leave only weights that a node reads."""
     read = {name for node in graph.node for name in node.input}
     left = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]

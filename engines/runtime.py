@@ -70,14 +70,14 @@ class Engine(Protocol):
 class OrtEngine:
     """A graph in an ONNX Runtime CPU session."""
 
-    def __init__(self, path: Path, spec: PartSpec, *, threads: int, groups_rows: bool = False) -> None:
-        """`threads` 0 lets the runtime choose. `groups_rows`: axis 0 of every input and output counts rows, and each thread has work enough in one.
+    def __init__(self, path: Path, spec: PartSpec, *, threads: int, rows_together: int | None = None) -> None:
+        """`threads` 0 lets the runtime choose. `rows_together`: axis 0 of every input and output counts rows, and so many of them run at a time.
 
         Raises BundleError, ProviderError.
         """
         options = session_options(threads)
         threads = threads or os.cpu_count() or 1
-        self._rows_together, self._tokens_together = threads if groups_rows else None, TOKENS_TOGETHER * threads
+        self._rows_together, self._tokens_together = rows_together, TOKENS_TOGETHER * threads
         left_out = LEFT_OUT_OF_STEPS if any(tensor.name.startswith("past_") for tensor in spec.inputs) else []
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)

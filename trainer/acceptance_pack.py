@@ -22,6 +22,7 @@ from engines.runtime import Engine
 from trainer.calibrate import of_part
 from trainer.checkpoint import load_model
 from trainer.faces import Face, Part, fit
+from trainer.model import FiFaMLLM
 from trainer.parts import torch_engines
 
 JUDGED_PART: Part = "select"
@@ -32,15 +33,12 @@ NUM_CALIBRATION = 100
 NUM_EXPLAINED = 64
 
 
-def acceptance_pack(faces: Sequence[Face], bundle: Bundle, checkpoint: Path, out: Path) -> PackSpec:
-    """Write the pack of a bundle and the checkpoint it was exported from.
+def acceptance_pack(faces: Sequence[Face], bundle: Bundle, model: FiFaMLLM, out: Path) -> PackSpec:
+    """Write the pack of a bundle and the model it was exported from (`checkpoint_of`, or `recovered_model` where no checkpoint is at hand).
 
-    Raises ValueError where the bundle is of another checkpoint and where the faces to judge lack reals or fakes.
+    The model's weights are rounded in place. Raises ValueError where the faces to judge lack reals or fakes.
     """
     manifest = bundle.manifest
-    digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    if (stated := manifest.provenance.get("checkpoint_sha256", "unknown")) != digest:
-        raise ValueError(f"{bundle.folder} was exported from checkpoint {stated[:12]}, {checkpoint} is {digest[:12]}; give the run that it is from")
     judged = evenly(of_part(faces, JUDGED_PART), NUM_JUDGED)
     explained = [face for face in judged if face.is_fake][:NUM_EXPLAINED]
     if not explained or len(explained) == len(judged):
@@ -49,7 +47,7 @@ def acceptance_pack(faces: Sequence[Face], bundle: Bundle, checkpoint: Path, out
     calibration = evenly(of_part(faces, CALIBRATION_PART), NUM_CALIBRATION)
     size = manifest.preprocess.image_size
     judged_NHWC = _crops(judged, size)
-    reference = Analyzer(reference_bundle(bundle, checkpoint, rounded=manifest.precision == "fp16"))
+    reference = Analyzer(reference_bundle(bundle, model, rounded=manifest.precision == "fp16"))
     counts = Counter((face.dataset, face.is_fake) for face in judged)
     return write_pack(
         out,
@@ -58,7 +56,7 @@ def acceptance_pack(faces: Sequence[Face], bundle: Bundle, checkpoint: Path, out
         calibration_NHWC=_crops(calibration, size),
         reference=observe(reference, judged_NHWC, explained=len(explained)),
         about={
-            "checkpoint_sha256": digest,
+            "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256", "unknown"),
             "stored": manifest.precision,
             "parts": {"judged": JUDGED_PART, "calibration": CALIBRATION_PART},
             "counts": {dataset: (counts[dataset, False], counts[dataset, True]) for dataset in sorted({face.dataset for face in judged})},
@@ -67,9 +65,16 @@ def acceptance_pack(faces: Sequence[Face], bundle: Bundle, checkpoint: Path, out
     )
 
 
-def reference_bundle(bundle: Bundle, checkpoint: Path, *, rounded: bool) -> Bundle:
-    """The bundle with its checkpoint's parts in torch; `rounded` to fp16 as the bundle stores them, or as trained."""
-    model, _ = load_model(checkpoint)
+def checkpoint_of(bundle: Bundle, checkpoint: Path) -> FiFaMLLM:
+    """The model that a bundle was exported from. Raises ValueError where the checkpoint is another, and what `load_model` raises."""
+    digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    if (stated := bundle.manifest.provenance.get("checkpoint_sha256", "unknown")) != digest:
+        raise ValueError(f"{bundle.folder} was exported from checkpoint {stated[:12]}, {checkpoint} is {digest[:12]}; give the run that it is from")
+    return load_model(checkpoint)[0]
+
+
+def reference_bundle(bundle: Bundle, model: FiFaMLLM, *, rounded: bool) -> Bundle:
+    """The bundle with the parts of its model in torch; `rounded`, in place, to fp16 as the bundle stores them, or as trained."""
     if rounded:
         round_module(model)
     table = bundle.token_embeddings_VE if rounded else model.language.model.embed_tokens.weight.detach().numpy().copy()

@@ -361,8 +361,10 @@ def plot(run: RunOption) -> None:
 @app.command()
 def export(
     data: DataOption,
-    run: RunOption,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of the run. Without it an acceptance pack compares with the weights that the bundle stores.")
+    ] = None,
     name: str = "fifa-small",
     bundle_version: Annotated[str, typer.Option("--bundle-version")] = "1",
     precision: Annotated[str, typer.Option(help="fp16 or fp32: how weights are stored.")] = "fp16",
@@ -374,18 +376,24 @@ def export(
 ) -> None:
     """Checkpoint to a sealed engine bundle: graphs, calibration and operating points from the select and calibrate parts, manifest."""
     from engines.bundle import open_bundle
-    from trainer.acceptance_pack import acceptance_pack
+    from trainer.acceptance_pack import acceptance_pack, checkpoint_of
+    from trainer.config import small
     from trainer.pipeline import export_bundle
+    from trainer.warm_start import recovered_model
 
     if not bundle and acceptance is None:
         raise typer.BadParameter("without a bundle nothing is left to write; give --acceptance", param_hint="--no-bundle")
+    if bundle and run is None:
+        raise typer.BadParameter("a bundle is exported from a run; give its folder", param_hint="--run")
     _set_threads(threads)
     faces = _faces(data)
-    if bundle:
+    if bundle and run is not None:
         manifest = export_bundle(faces, run / "model", out, name=name, version=bundle_version, precision=precision)
         typer.echo(f"{out}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}")
     if acceptance is not None:
-        pack = acceptance_pack(faces, open_bundle(out, threads=threads), run / "model", acceptance)
+        exported = open_bundle(out, threads=threads)
+        model = recovered_model(out, small().model) if run is None else checkpoint_of(exported, run / "model")
+        pack = acceptance_pack(faces, exported, model, acceptance)
         typer.echo(f"{acceptance}: {pack.num_judged} crops to judge, {pack.num_explained} explained, digest {pack.digest[:12]}")
 
 

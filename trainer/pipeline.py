@@ -63,6 +63,6 @@ def _parity(bundle: Bundle, analyzer: Analyzer, checkpoint: Path, faces: Sequenc
     sample = [faces[i] for i in rng.permutation(len(faces))[:PARITY_FACES]]
     found = []
     for rounded in (True, False):
-        reference = Analyzer(reference_bundle(bundle, checkpoint, rounded=rounded))
+        reference = Analyzer(reference_bundle(bundle, load_model(checkpoint)[0], rounded=rounded))
         found.append(parity_table(analyzer, reference, sample))
     return found[0], found[1]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engines.bundle import read_manifest, verify_files
 from trainer.bundle import write_encoder, write_parts
+from trainer.config import ModelConfig
 from trainer.model import FiFaMLLM
 
 
@@ -47,6 +48,13 @@ def load_bundle(model: FiFaMLLM, bundle: Path) -> None:
     table_VE = load_file(bundle / manifest.files["token_embeddings"].file)["token_embeddings"]
     found["language.model.embed_tokens.weight"] = torch.from_numpy(table_VE.astype(np.float32))
     _overwrite(model, found, bundle)
+
+
+def recovered_model(bundle: Path, config: ModelConfig) -> FiFaMLLM:
+    """A model with the weights of a bundle of these sizes, as stored. Blocks for about a minute. Raises what `load_bundle` raises."""
+    model = FiFaMLLM(config).eval()
+    load_bundle(model, bundle)
+    return model
 
 
 def _unlike_any_other(model: FiFaMLLM) -> FiFaMLLM:

@@ -334,8 +334,8 @@ def test_a_face_scores_the_same_in_whatever_group_it_runs(served: Bundle, crops:
     part = served.manifest.parts["encoder"]
     image_BCHW = to_model_input(crops(5))
     found = [
-        OrtEngine(served.folder / part.file, part, threads=threads, groups_rows=grouped).run({"image": image_BCHW})
-        for threads, grouped in ((1, False), (1, True), (2, True))
+        OrtEngine(served.folder / part.file, part, threads=threads, rows_together=together).run({"image": image_BCHW})
+        for threads, together in ((1, None), (1, 1), (2, 2), (1, 3))
     ]
     for name, together in found[0].items():
         for in_groups in found[1:]:

@@ -8,12 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from engines.bundle import read_manifest
 from engines.contracts import Manifest, PartName
-from engines.precision import HALF_TYPES, quantize_encoder, to_half, unfold_weights
+from engines.precision import BLOCK, HALF_TYPES, _in_blocks, quantize_encoder, to_half, unfold_weights
 from engines.preprocess import to_model_input
 
 PARTS: tuple[PartName, ...] = ("encoder", "decoder", "mask_decoder", "box_encoder", "face_detector")
@@ -137,20 +140,63 @@ def test_unfolded_weights_compute_the_same_bits() -> None:
     np.testing.assert_array_equal(session(unfolded).run(["out"], feeds)[0], session(toy()).run(["out"], feeds)[0])
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_blocks_multiply_in_int8_and_the_rest_does_not(sealed: Path, crops: Callable[[int], np.ndarray], tmp_path: Path, symmetric: bool) -> None:
-    source, out = sealed / "encoder.onnx", tmp_path / "encoder.onnx"
-    quantize_encoder(source, out, crops(5), symmetric=symmetric)
-    exact, model = onnx.load(str(source)), onnx.load(str(out))
+def quantized_products(path: Path, exact: onnx.ModelProto) -> tuple[set[str], set[str]]:
+    """Products that take dequantized values, and those with weights in blocks; nothing but products does either."""
+    model = onnx.load(str(path))
     assert interface(model) == interface(exact)
-    quantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    after = [node for node in model.graph.node if any(name in quantized for name in node.input) and node.op_type != "QuantizeLinear"]
-    assert {node.op_type for node in after} == {"MatMul"}
-    made = {name: node.op_type for node in exact.graph.node for name in node.output}
-    behind_gelu = {node.name for node in exact.graph.node if node.op_type == "MatMul" and made.get(node.input[0]) == "Gelu"}
-    assert bool({node.name for node in after} & behind_gelu) is not symmetric
-    zero_points = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("zero_point")]
-    assert all(not zero.any() for zero in zero_points) is symmetric
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    static = [node for node in model.graph.node if any(name in dequantized for name in node.input) and node.op_type != "QuantizeLinear"]
+    assert {node.op_type for node in static} == {"MatMul"}
+    return {node.output[0] for node in static}, {node.output[0] for node in model.graph.node if node.op_type == "MatMulNBits"}
+
+
+def products_of_blocks(exact: onnx.ModelProto) -> dict[str, str]:
+    """Output to input of the encoder's products with a weight that the patch tokens come from."""
+    weights = {tensor.name for tensor in unfold_weights(exact).graph.initializer}
+    products = {node.output[0]: node.input[0] for node in exact.graph.node if node.op_type == "MatMul" and node.input[1] in weights}
+    return {out: given for out, given in products.items() if out in ancestors(exact, "image_embeds")}
+
+
+def ancestors(model: onnx.ModelProto, name: str) -> set[str]:
+    """Every tensor that a tensor is computed from."""
+    maker, seen, waiting = {out: node for node in model.graph.node for out in node.output}, set[str](), [name]
+    while waiting:
+        if (tensor := waiting.pop()) not in seen:
+            seen.add(tensor)
+            waiting += maker[tensor].input if tensor in maker else []
+    return seen
+
+
+def test_on_a_cpu_what_reads_a_norm_behind_the_first_block_is_static_and_all_else_in_blocks(
+    sealed: Path, crops: Callable[[int], np.ndarray], tmp_path: Path
+) -> None:
+    quantize_encoder(sealed / "encoder.onnx", tmp_path / "encoder.onnx", crops(5))
+    exact = onnx.load(str(sealed / "encoder.onnx"))
+    static, in_blocks = quantized_products(tmp_path / "encoder.onnx", exact)
+    products = products_of_blocks(exact)
+    norms = [node.output[0] for node in exact.graph.node if node.op_type == "LayerNormalization" and node.output[0] in products.values()]
+    assert static == {out for out, given in products.items() if given in norms[2:]}
+    assert static and static | in_blocks == set(products) and not static & in_blocks
+
+
+def test_for_tensorrt_every_product_is_static_and_without_a_zero_point(sealed: Path, crops: Callable[[int], np.ndarray], tmp_path: Path) -> None:
+    quantize_encoder(sealed / "encoder.onnx", tmp_path / "encoder.onnx", crops(5), symmetric=True)
+    exact = onnx.load(str(sealed / "encoder.onnx"))
+    static, in_blocks = quantized_products(tmp_path / "encoder.onnx", exact)
+    behind_gelu = {node.output[0] for node in exact.graph.node if node.op_type == "Gelu"}
+    products = products_of_blocks(exact)
+    assert not in_blocks and static == {out for out, given in products.items() if given not in behind_gelu}
+    zero_points = [numpy_helper.to_array(t) for t in onnx.load(str(tmp_path / "encoder.onnx")).graph.initializer if t.name.endswith("zero_point")]
+    assert zero_points and not any(zero.any() for zero in zero_points)
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 300), st.integers(1, 3)), elements=st.floats(-8, 8, width=32)))
+def test_a_weight_in_blocks_is_off_by_half_a_step_at_most(weight_KN: np.ndarray) -> None:
+    rounded, scales = _in_blocks(weight_KN)
+    assert rounded.shape == (weight_KN.shape[1], -(-len(weight_KN) // BLOCK), BLOCK) and scales.shape == rounded.shape[:2]
+    back_NK = ((rounded.astype(np.float32) - 128) * scales[..., None]).reshape(len(rounded), -1)[:, : len(weight_KN)]
+    step_NK = np.repeat(scales, BLOCK, 1)[:, : len(weight_KN)]
+    assert (np.abs(back_NK - weight_KN.T) <= 0.501 * step_NK + 1e-6).all()
 
 
 def test_an_int8_encoder_scores_near_fp32(sealed: Path, crops: Callable[[int], np.ndarray], tmp_path: Path) -> None:
