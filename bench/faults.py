@@ -24,14 +24,17 @@ from typing import Any, Literal, cast, get_args
 import kafka as kafka_python
 
 from bench.exposure import Answer, Exposure, NotedRebalance, Witness, bounds, num_moves
-from fifa_stream.cluster import Cluster, create_topics
-from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, load
+from bench.told import told, undisturbed
+from fifa_stream.cluster import Cluster
+from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, StreamSettings, load
 from fifa_stream.consume import Consumer, Partition, Rebalance
 from fifa_stream.produce import Producer
 from fifa_stream.records import Verdict
 from fifa_stream.runner import Clients, Outcome, serve
 from fifa_stream.send import frame_record
 from fifa_stream.testing import ToyProcessor
+from fifa_stream.topic_reader import read_topic
+from fifa_stream.topics import create
 from tests.integration.apache_kafka import ApacheKafka
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +43,7 @@ SESSION_TIMEOUT_MS = 1_000
 MOVE_MAY_REPEAT = LimitSettings().max_in_flight_records + 2 * BatchSettings().max_frames
 """What a member may have in work when partitions go: its limit, and the poll that passed it."""
 NUM_PARTITIONS = 6
+NUM_STREAMS, FRAME_MS = 50, 300
 GUARANTEES = ("exactly_once", "at_least_once")
 Client = Literal["kafka-python", "confluent-kafka"]
 
@@ -143,6 +147,8 @@ class Fleet:
     kafka: KafkaSettings
     guarantee: str
     folder: Path
+    remembers: bool = False
+    """`streams.memory` is `topic`."""
     members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def owned(self, name: str) -> Path:
@@ -158,12 +164,14 @@ class Fleet:
             "frames_topic": self.kafka.frames_topic,
             "verdicts_topic": self.kafka.verdicts_topic,
             "dead_letters_topic": self.kafka.dead_letters_topic,
+            "state_topic": self.kafka.state_topic,
             "session_timeout_ms": SESSION_TIMEOUT_MS,
             "processing_guarantee": self.guarantee,
             "commit_interval_ms": COMMIT_INTERVAL_MS,
         } | ({"transactional_id": name} if self.guarantee == "exactly_once" else {})
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIFA_")}
         environment |= {f"FIFA_KAFKA__{key.upper()}": str(value) for key, value in values.items()} | {"FIFA_RUNTIME__HEALTH_PORT": "0"}
+        environment |= {"FIFA_STREAMS__MEMORY": "topic"} if self.remembers else {}
         self.members[name] = subprocess.Popen(
             [sys.executable, "-m", "bench.faults", "--member", "--owned", str(self.owned(name)), *die],
             env=environment,
@@ -195,14 +203,16 @@ class Tally:
     """Answers repeated beyond that: by partitions that moved between live members."""
     moves: int = 0
     """How often members gave up partitions."""
+    told_otherwise: int | None = None
+    """Records of which an answer says something else of its stream than one undisturbed member does; None where nobody remembers."""
     seconds: float = 0.0
     others: Counter[str] = field(default_factory=Counter)
     """Members that ended otherwise than they were told to, by exit status."""
 
     def keeps(self, guarantee: str) -> bool:
-        """Nothing lost; exactly once nothing repeated, at least once nothing that neither a kill nor a move explains."""
+        """Nothing lost or told otherwise; exactly once nothing repeated, at least once nothing that neither a kill nor a move explains."""
         unexplained = self.repeated if guarantee == "exactly_once" else self.beyond > self.moves * MOVE_MAY_REPEAT
-        return not (self.lost or self.foreign or unexplained)
+        return not (self.lost or self.foreign or unexplained or self.told_otherwise)
 
 
 def answers(kafka: KafkaSettings, wanted: int, timeout_s: float) -> tuple[Counter[int], list[Answer]]:
@@ -226,8 +236,10 @@ def answers(kafka: KafkaSettings, wanted: int, timeout_s: float) -> tuple[Counte
     return seen, given
 
 
-def run(broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: int, client: Client = "kafka-python") -> Tally:
-    """One schedule."""
+def run(
+    broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: int, client: Client = "kafka-python", remembers: bool = False
+) -> Tally:
+    """One schedule; `remembers`: members keep the memory of their streams in a topic."""
     schedule = random.Random(seed)
     name = f"faults-{client}-{guarantee.replace('_', '-')}-{seed}"
     kafka = KafkaSettings(
@@ -237,11 +249,12 @@ def run(broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: 
         frames_topic=f"{name}.frames",
         verdicts_topic=f"{name}.verdicts",
         dead_letters_topic=f"{name}.dead-letters",
+        state_topic=f"{name}.state",
     )
-    create_topics(kafka, {kafka.frames_topic: NUM_PARTITIONS, kafka.verdicts_topic: NUM_PARTITIONS, kafka.dead_letters_topic: 1}, replication=1)
+    create(kafka, partitions=NUM_PARTITIONS, has_state=remembers)
     producer = kafka_python.KafkaProducer(**kafka.client_options(), batch_size=256 << 10, linger_ms=5)
     folder = tempfile.TemporaryDirectory()
-    fleet, tally, began = Fleet(kafka, guarantee, Path(folder.name)), Tally(), time.monotonic()
+    fleet, tally, began = Fleet(kafka, guarantee, Path(folder.name), remembers), Tally(), time.monotonic()
     witness, exposures = Witness(kafka, NUM_PARTITIONS), list[Exposure]()
 
     def kill(member: str, point: str) -> None:
@@ -274,8 +287,9 @@ def run(broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: 
                 fleet.start(victim, "--die-at", point, "--die-after", str(passes))
             time.sleep(1.5)  # the interpreters start
             for _ in range(records):
-                record = frame_record(b"image", stream_id=f"stream-{tally.sent % 50}", frame_index=tally.sent)
-                producer.send(kafka.frames_topic, key=record.key, value=record.value, headers=list(record.headers))
+                record = frame_record(b"face" if remembers else b"image", stream_id=f"stream-{tally.sent % NUM_STREAMS}", frame_index=tally.sent)
+                shown = ("pts-ms", str(tally.sent // NUM_STREAMS * FRAME_MS).encode())
+                producer.send(kafka.frames_topic, key=record.key, value=record.value, headers=[*record.headers, shown])
                 tally.sent += 1
             producer.flush(timeout=60)
             if point == "revoke" and size < 3:  # a further member makes partitions move
@@ -293,6 +307,10 @@ def run(broker: ApacheKafka, guarantee: str, *, kills: int, records: int, seed: 
         fleet.start(f"{name}-0") if f"{name}-0" not in fleet.members else None
         seen, given = answers(kafka, tally.sent, timeout_s=300)
         moves = num_moves(fleet.folder)
+        if remembers:
+            expected = undisturbed(kafka, StreamSettings())
+            found = told(read_topic(kafka, kafka.verdicts_topic))
+            tally.told_otherwise = sum(set(said) != set(expected[place]) for place, said in found.items())
     finally:
         producer.close(timeout=5)
         witness.close()
@@ -315,17 +333,26 @@ def page(tallies: dict[str, Tally], options: argparse.Namespace) -> str:
         "",
         f"`make faults`, {date.today():%Y-%m-%d}: Apache Kafka on one machine, seed {options.seed}, {options.records} records a round, one to "
         f"three members on {options.client}, {NUM_PARTITIONS} partitions, commits every {COMMIT_INTERVAL_MS} ms. Counted as a read_committed reader "
-        "sees it.",
+        "sees it."
+        + (
+            f" `streams.memory` is `topic`, {NUM_STREAMS} streams; told otherwise: records of which an answer says something else of its stream than "
+            "one member that keeps all in memory and is never disturbed."
+            if options.memory
+            else ""
+        ),
         "",
-        "| guarantee | kills | records | lost | repeated | by kills, of answered and not committed | by moves between live members | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| guarantee | kills | records | lost | repeated | by kills, of answered and not committed | by moves between live members | told otherwise "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for guarantee, tally in tallies.items():
         kills = sum(tally.kills.values())
         by_kills = f"{tally.repeated - tally.beyond} of {tally.exposed}" if guarantee == "at_least_once" else "0"
         by_moves = f"{tally.beyond} in {tally.moves}"
+        otherwise = "-" if tally.told_otherwise is None else tally.told_otherwise
         lines.append(
-            f"| {guarantee} | {kills} | {tally.sent} | {tally.lost} | {tally.repeated} | {by_kills} | {by_moves} | {tally.seconds / 60:.1f} |"
+            f"| {guarantee} | {kills} | {tally.sent} | {tally.lost} | {tally.repeated} | {by_kills} | {by_moves} | {otherwise} | "
+            f"{tally.seconds / 60:.1f} |"
         )
     lines += ["", "| died at | " + " | ".join(tallies) + " |", "|---" * (1 + len(tallies)) + "|"]
     for point in sorted({point for tally in tallies.values() for point in tally.kills}):
@@ -343,7 +370,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--guarantee", choices=GUARANTEES, action="append")
     parser.add_argument("--client", choices=get_args(Client), default="kafka-python", help="kafka.client of the members")
-    parser.add_argument("--out", type=Path, help="default: docs/bench/faults.md, with confluent-kafka docs/bench/faults-confluent-kafka.md")
+    parser.add_argument("--memory", action="store_true", help="streams.memory is topic; answers are held against one member that nothing disturbs")
+    parser.add_argument("--out", type=Path, help="default: docs/bench/faults.md, with confluent-kafka or --memory a page of its own")
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--owned", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die-at", choices=DyingClients.POINTS, help=argparse.SUPPRESS)
@@ -359,9 +387,11 @@ def main() -> int:
     tallies = {}
     with tempfile.TemporaryDirectory() as folder, ApacheKafka(Path(home), Path(folder)) as broker:
         for guarantee in options.guarantee or GUARANTEES:
-            tallies[guarantee] = run(broker, guarantee, kills=options.kills, records=options.records, seed=options.seed, client=options.client)
+            tallies[guarantee] = run(
+                broker, guarantee, kills=options.kills, records=options.records, seed=options.seed, client=options.client, remembers=options.memory
+            )
     text = page(tallies, options)
-    name = "faults.md" if options.client == "kafka-python" else f"faults-{options.client}.md"
+    name = "-".join(["faults", *([options.client] if options.client != "kafka-python" else []), *(["memory"] if options.memory else [])]) + ".md"
     (options.out or ROOT / "docs" / "bench" / name).write_text(text)
     print(text)
     return int(not all(tally.keeps(guarantee) for guarantee, tally in tallies.items()))

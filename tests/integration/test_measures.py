@@ -58,6 +58,7 @@ def test_a_kill_explains_neither_other_partitions_nor_later_answers() -> None:
         ("at_least_once", Tally(repeated=900, exposed=5, beyond=895, moves=3), False),
         ("exactly_once", Tally(repeated=1, exposed=5), False),
         ("at_least_once", Tally(lost=1), False),
+        ("exactly_once", Tally(told_otherwise=1), False),
         ("exactly_once", Tally(foreign=1), False),
     ],
 )

@@ -12,17 +12,16 @@ from typing import Any
 import kafka as kafka_python
 import pytest
 
+from bench.told import told, undisturbed
 from fifa_stream.cluster import create_topics
-from fifa_stream.config import KafkaSettings, Settings, StreamSettings
+from fifa_stream.config import KafkaSettings, StreamSettings
 from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
 from fifa_stream.memory.changelog import KafkaChangelog, snapshot_record
 from fifa_stream.memory.partition import Snapshot
 from fifa_stream.produce import KafkaProducer, TopicError, check_topics
-from fifa_stream.records import OutRecord, RawRecord, Verdict
-from fifa_stream.runner import Runner
+from fifa_stream.records import OutRecord, RawRecord
 from fifa_stream.send import frame_record
-from fifa_stream.testing import FakeClock, InlineWorker, MemoryBroker, MemoryConsumer, MemoryProducer, ToyProcessor
 from fifa_stream.topic_reader import read_topic
 from fifa_stream.topics import create
 from fifa_stream.watchdog import Watchdog
@@ -75,50 +74,10 @@ class Frames:
         return OutRecord(key, value, headers)
 
 
-Told = dict[tuple[int, int], list[str]]
-"""By partition and offset of the input, what each of its answers says of its stream."""
-
-
-def told(records: Sequence[Any]) -> Told:
-    found: Told = {}
-    for record in records:
-        verdict = Verdict.from_bytes(record.value or b"")
-        assert verdict.input is not None
-        parts = verdict.model_dump_json(include={"timeline", "segments", "stream"})
-        found.setdefault((verdict.input.partition, verdict.input.offset), []).append(parts)
-    return found
-
-
-def undisturbed(kafka: KafkaSettings) -> Told:
-    """What one member says of the same logs that holds everything in memory and sees nothing fail."""
-    broker, clock = MemoryBroker({kafka.frames_topic: NUM_PARTITIONS, kafka.verdicts_topic: NUM_PARTITIONS, kafka.dead_letters_topic: 1}), FakeClock()
-    logs: dict[int, list[Any]] = {number: [] for number in range(NUM_PARTITIONS)}
-    for record in read_topic(kafka, kafka.frames_topic):
-        logs[record.partition].append(record)
-    for number, log in logs.items():
-        broker.rewrite(kafka.frames_topic, number, log)
-    settings = Settings(
-        kafka=KafkaSettings(**kafka.model_dump(include={"frames_topic", "verdicts_topic", "dead_letters_topic"})),
-        streams=STREAMS.model_copy(update={"memory": "volatile"}),
-    )
-    runner = Runner(
-        settings,
-        ToyProcessor(),
-        consumer=(consumer := MemoryConsumer(broker, settings.kafka.group_id, clock=clock)),
-        open_producer=lambda: MemoryProducer(broker),
-        worker=InlineWorker,
-        clock=clock,
-    )
-    consumer.subscribe(kafka.frames_topic, runner)
-    while len(broker.records(kafka.verdicts_topic)) < sum(map(len, logs.values())):
-        runner.turn()
-    return told(broker.records(kafka.verdicts_topic))
-
-
 def tells_the_same(stream: Stream) -> int:
     """Hold what was said against the undisturbed run; return how many records were answered again."""
     repeats = stream.keeps_its_promise()
-    found, expected = told(list(read_topic(stream.settings, stream.settings.verdicts_topic))), undisturbed(stream.settings)
+    found, expected = told(list(read_topic(stream.settings, stream.settings.verdicts_topic))), undisturbed(stream.settings, STREAMS)
     assert found.keys() == expected.keys()
     wrong = [place for place, answers in found.items() if set(answers) != set(expected[place])]
     assert not wrong, f"{len(wrong)} of {len(found)}, first {min(wrong)}: {set(found[min(wrong)])}, not {expected[min(wrong)]}\n{stream.logs}"
