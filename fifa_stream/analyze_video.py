@@ -4,6 +4,7 @@ shows it best is explained.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from engines.analyzer import ExplainPolicy
 from fifa_stream.infer import EncodedImage, FramePipeline
@@ -13,7 +14,7 @@ from fifa_stream.records import SampledFrame, Verdict
 from fifa_stream.video import VideoLimits
 
 MAX_GAP_MS = 10_000
-"""As `streams.max_gap_s` by default."""
+"""As `streams.max_gap_s` by default; more where frames that are looked at lie further apart, for a file is one stream."""
 MAX_DURATION_S = 12 * 3600.0
 """Of a file: one stream, whatever its length."""
 
@@ -76,7 +77,8 @@ def judge_video(
 
 def remember(frames: Sequence[SampledFrame], verdict_id: str = "") -> tuple[Told, StreamState]:
     """What a memory makes of the frames of one video, in the order they are shown."""
-    state, told = StreamState(MemoryLimits(max_gap_ms=MAX_GAP_MS, max_length_ms=round(MAX_DURATION_S * 1000))), Told()
+    longest_ms = max((later.pts_ms - earlier.pts_ms for earlier, later in pairwise(frames)), default=0)
+    state, told = StreamState(MemoryLimits(max_gap_ms=max(MAX_GAP_MS, longest_ms), max_length_ms=round(MAX_DURATION_S * 1000))), Told()
     for frame in frames:
         moment = Moment(frame.pts_ms, frame.pts_ms)
         state.observe(moment, [Sighting.of(face) for face in frame.faces], verdict=verdict_id, frame=frame.index, told=told)

@@ -113,18 +113,24 @@ class _Common:
         self._watchdog = watchdog
         self._call_timeout_s = call_timeout_s
         self._producer = open_producer()
+        self._begins: dict[Partition, int] = {}
+        """Where partitions are to go back to. Kept until they have: a restart that fails is tried again, and by then the tracker knows of nothing."""
+
+    def _forget_what_is_in_flight(self) -> None:
+        self._begins |= self._offsets.restart()
 
     def _replace_producer(self) -> None:
         with self._watchdog.limit("the replacement of the producer", self._call_timeout_s):
             self._producer.close(timeout_s=0.0)
             self._producer = self._open_producer()
 
-    def _rewind(self, begins: Mapping[Partition, int]) -> None:
+    def _rewind(self) -> None:
         try:
             with self._watchdog.limit("the return to the committed offsets", self._call_timeout_s):
-                self._consumer.rewind(begins)
+                self._consumer.rewind(self._begins)
         except GroupError as error:
             raise DeliveryError(str(error)) from None
+        self._begins = {}
 
     def close(self, timeout_s: float) -> None:
         """Disconnect; what is not acknowledged was not committed."""
@@ -174,9 +180,9 @@ class AtLeastOnce(_Common):
 
     def restart(self) -> None:
         """New producer, old offsets."""
-        begins = self._offsets.restart()
+        self._forget_what_is_in_flight()
         self._replace_producer()
-        self._rewind(begins)
+        self._rewind()
 
 
 class _Locked(_Common):
@@ -347,11 +353,11 @@ class Checkpoints(_Locked):
     def restart(self) -> None:
         """New producer, old offsets; what was remembered beyond them is forgotten."""
         with self.lock:
-            begins = self._offsets.restart()
-            self._replace_producer()
+            self._forget_what_is_in_flight()
             self._sent, self._open, self._whole, self._num_missing = {}, {}, {}, 0
+            self._replace_producer()
             self._spoiled = None
-        self._rewind(begins)
+        self._rewind()
 
 
 _NONE = Assignment()
@@ -468,11 +474,11 @@ class ExactlyOnce(_Locked):
     def restart(self) -> None:
         """The new producer's first act ends the old one's transaction; only then the committed offsets are the truth."""
         with self.lock:
-            begins = self._offsets.restart()
-            self._replace_producer()
+            self._forget_what_is_in_flight()
             self._is_open = self._is_sealed = False
+            self._replace_producer()
             self._spoiled = None
-        self._rewind(begins)
+        self._rewind()
 
 
 def _nothing() -> None:

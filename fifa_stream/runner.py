@@ -578,6 +578,8 @@ class Runner:
         shadow: Verdict | None = None,
     ) -> None:
         span = self._begin_span(ticket.record, since, frame, batch) if self._tracing.is_on else None
+        if frame is not None and frame.fetched is not None:
+            frame = frame._replace(fetched=None)  # answers wait for one another and for the broker, and nobody counts what was fetched
         self._release(ticket, Answer(ticket, since, frame, result, made_at, span, shadow))
 
     def _make(self, answer: Answer) -> tuple[str, OutRecord, OutRecord | None, Seen | None]:
@@ -655,11 +657,11 @@ class Runner:
         on_delivery = functools.partial(self._delivered, answer)
         if not self._committer.send(topic, record, ticket=ticket, on_delivery=on_delivery):
             return False
-        self._sent.add(answer)
         if seen is not None and self._memory is not None:
             self._memory.keep(ticket, seen)
         if beside is not None and self._settings.kafka.shadow_topic is not None:
             answer.num_sent += self._committer.send(self._settings.kafka.shadow_topic, beside, ticket=ticket, on_delivery=on_delivery)
+        self._sent.add(answer)  # not before: what is refused stays queued, and is let go of from there
         return True
 
     def _restore(self, ticket: Ticket) -> bool:

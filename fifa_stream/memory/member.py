@@ -60,6 +60,7 @@ class MemberMemory:
                 max_streams=self._streams.max_streams,
                 appearance=self._streams.appearance,
                 snapshots=snapshots.get(number, ()),
+                is_stored=self._changelog is not None,
             )
             num_streams += len(memory)
             self._memories[stay] = memory

@@ -8,7 +8,7 @@ under a larger `epoch`.
 
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 FORGET_AFTER_MS = 24 * 3_600_000
 """Silence, by the timestamps of records, after which a stream is forgotten: what is kept of a face is not kept for a stream that never comes back."""
+
+WRONG_CLOCKS = 16
+"""Streams that may stand before the one that is silent for longest because their clocks are ahead: looked past at every record."""
 
 
 class Forgotten(StrEnum):
@@ -39,7 +42,7 @@ class Snapshot(NamedTuple):
     stream_id: str
     next_offset: int
     timestamp_ms: int
-    """Of the record before."""
+    """Of the record before; of one that was a day behind all others, the time as those said."""
     state: bytes | None
     """None: nothing, it is forgotten."""
 
@@ -61,18 +64,21 @@ class Seen(NamedTuple):
 class PartitionMemory:
     """Streams by id, the one that was silent for longest first."""
 
-    def __init__(self, limits: MemoryLimits, *, max_streams: int, appearance: bool = True, snapshots: Iterable[Snapshot] = ()) -> None:
-        """`snapshots`: of a partition at one offset, in any order, one for each stream. `appearance=False` tells people apart by place alone."""
-        self._limits, self._max_streams, self._has_appearance = limits, max_streams, appearance
-        self._streams: dict[str, _Stream] = {}
+    def __init__(
+        self, limits: MemoryLimits, *, max_streams: int, appearance: bool = True, snapshots: Iterable[Snapshot] = (), is_stored: bool = True
+    ) -> None:
+        """`snapshots`: of a partition at one offset, in any order, one for each stream. `appearance=False` tells people apart by place alone.
+        `is_stored=False`: nobody takes snapshots, so none are noted."""
+        self._limits, self._max_streams, self._has_appearance, self._is_stored = limits, max_streams, appearance, is_stored
+        # A dict would step over all places of those that have spoken since, to find the first.
+        self._streams = OrderedDict[str, _Stream]()
         for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.next_offset):
             if snapshot.state is not None:
                 self._streams[snapshot.stream_id] = _Stream(snapshot.state, snapshot.next_offset, snapshot.timestamp_ms)
-        self._stored = set(self._streams)
-        """Of which the last snapshot is no tombstone: to be forgotten there too."""
         self._moved: set[str] = set()
         """Since the last snapshots."""
         self._gone: dict[str, Snapshot] = {}
+        """Forgotten since then, also where no snapshot of ours is: one may lie there of a member whose offsets were not committed."""
         self._has_warned = False
         self.forgotten = Counter[Forgotten]()
         """By reason; who reads it may clear it."""
@@ -109,7 +115,10 @@ class PartitionMemory:
         kept = self._streams.get(frame.stream_id)
         if kept is not None:
             try:
-                return StreamState.load(kept.state, self._limits)
+                state = StreamState.load(kept.state, self._limits)
+                if not self._has_appearance:
+                    state.forget_appearances()
+                return state
             except ValueError as error:
                 if not self._has_warned:
                     logger.warning("a stream begins anew, and others may that this line does not tell of: record=%s error=%s", frame.raw.place, error)
@@ -124,34 +133,42 @@ class PartitionMemory:
         if state is None:
             self._forget(seen.snapshot, Forgotten.ENDED)
         else:
+            # Who speaks is not silent, though a camera's clock begins in 1970 or a film is of last week.
+            if (now := self._now()) is not None and now - timestamp_ms > FORGET_AFTER_MS:
+                timestamp_ms = now
             self._streams[stream_id] = _Stream(state, next_offset, timestamp_ms)
-            self._moved.add(stream_id)
-            self._gone.pop(stream_id, None)
-        while (reason := self._why_forget_eldest()) is not None:
-            eldest = next(iter(self._streams))
-            del self._streams[eldest]
-            self._forget(Snapshot(eldest, next_offset, timestamp_ms, None), reason)
+            if self._is_stored:
+                self._moved.add(stream_id)
+                self._gone.pop(stream_id, None)
+        while (found := self._next_to_forget()) is not None:
+            silent, reason = found
+            del self._streams[silent]
+            self._forget(Snapshot(silent, next_offset, timestamp_ms, None), reason)
 
-    def _why_forget_eldest(self) -> Forgotten | None:
+    def _next_to_forget(self) -> tuple[str, Forgotten] | None:
         if len(self._streams) > self._max_streams:
-            return Forgotten.NO_ROOM
-        if len(self._streams) < 3:
-            return None
-        # Two streams must say that time has passed: the clock of one producer may be wrong by years.
-        newest = min(stream.timestamp_ms for stream in itertools.islice(reversed(self._streams.values()), 2))
-        eldest = next(iter(self._streams.values()))
-        return Forgotten.SILENT if newest - eldest.timestamp_ms > FORGET_AFTER_MS else None
+            return next(iter(self._streams)), Forgotten.NO_ROOM
+        now = self._now() if len(self._streams) > 2 else None
+        if now is not None:
+            for stream_id, stream in itertools.islice(self._streams.items(), WRONG_CLOCKS):
+                if stream.timestamp_ms <= now:
+                    return (stream_id, Forgotten.SILENT) if now - stream.timestamp_ms > FORGET_AFTER_MS else None
+        return None
+
+    def _now(self) -> int | None:
+        """As the last two streams say: the clock of one producer may be wrong by years."""
+        last = [stream.timestamp_ms for stream in itertools.islice(reversed(self._streams.values()), 2)]
+        return min(last) if len(last) == 2 else None
 
     def _forget(self, snapshot: Snapshot, reason: Forgotten) -> None:
-        self._moved.discard(snapshot.stream_id)
-        if snapshot.stream_id in self._stored:
+        if self._is_stored:
+            self._moved.discard(snapshot.stream_id)
             self._gone[snapshot.stream_id] = snapshot
         self.forgotten[reason] += 1
 
     def take_snapshots(self) -> list[Snapshot]:
         """Of the streams that moved or were forgotten since the last call."""
         snapshots = [*self._gone.values(), *(Snapshot(stream_id, *self._place(stream_id)) for stream_id in self._moved)]
-        self._stored = (self._stored - self._gone.keys()) | self._moved
         self._gone, self._moved = {}, set()
         return snapshots
 

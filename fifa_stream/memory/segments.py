@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fifa_stream.memory.smoothing import Source
-from fifa_stream.records import Segment, SegmentEvidence
+from fifa_stream.memory.smoothing import Count, Milliseconds, Source
+from fifa_stream.records import Score, Segment, SegmentEvidence
 
 MAX_EVIDENCE = 5
 """Concepts kept of a segment, the strongest."""
@@ -24,14 +24,14 @@ class Seen(NamedTuple):
 class Stretch:
     """Summary of successive frames of a track."""
 
-    start_ms: int
-    end_ms: int
-    peak_ms: int
-    peak: float
-    num_frames: int = 0
+    start_ms: Milliseconds
+    end_ms: Milliseconds
+    peak_ms: Milliseconds
+    peak: Score
+    num_frames: Count = 0
     types: dict[str, float] = field(default_factory=dict)
     """Summed over the frames."""
-    concepts: dict[str, tuple[float, str]] = field(default_factory=dict)
+    concepts: dict[str, tuple[Score, str]] = field(default_factory=dict)
     """(highest confidence, verdict) of the strongest."""
 
     @classmethod

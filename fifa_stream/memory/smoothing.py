@@ -14,6 +14,17 @@ length of a manipulation as with its clarity.
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from fifa_stream.records import Score
+
+Milliseconds = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""A time of a stream, as far as `pts-ms` reaches. Like all below it is bounded because a remembered state may be anybody's."""
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+LogOdds = Annotated[float, Field(ge=-100, le=100)]
+"""Far beyond what `log_odds` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +93,16 @@ class Source(IntEnum):
 class Belief:
     """Of one track."""
 
-    probability: float
+    probability: Score
     lead: float
     quiet: float
     """Log-odds of this person's untouched frames, ..."""
-    quiet_weight: float
+    quiet_weight: Annotated[float, Field(gt=0)]
     """... a mean over so many."""
-    run: float = 0.0
-    level: float | None = None
+    run: Annotated[float, Field(ge=0)] = 0.0
+    level: LogOdds | None = None
     """None before a frame was heard."""
-    fit_ms: int | None = None
+    fit_ms: Milliseconds | None = None
     """When a fit face was last seen."""
 
     @classmethod

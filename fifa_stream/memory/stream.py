@@ -7,13 +7,13 @@ of silence, at `max_length_ms`, and after a frame that says it is the last, the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from engines.contracts import Label, label_of
 from fifa_stream.memory.segments import Course, Seen, Stretch
-from fifa_stream.memory.smoothing import FITTED, Smoothing, stream_score
+from fifa_stream.memory.smoothing import FITTED, Count, LogOdds, Milliseconds, Smoothing, stream_score
 from fifa_stream.memory.tracks import Sighting, Track, match
 from fifa_stream.records import Note, NoteCode, OperatingPointUsed, Segment, StreamVerdict, TimelinePoint
 
@@ -63,19 +63,19 @@ class _Memory:
     )
 
     version: Literal[1] = STATE_VERSION
-    epoch: int = 0
+    epoch: Count = 0
     has_ended: bool = False
     clock: Literal["pts", "timestamp"] | None = None
     """None before the first frame."""
-    start_ms: int = 0
-    t_ms: int = 0
-    num_frames: int = 0
-    num_late: int = 0
-    num_tracks: int = 0
-    num_segments: int = 0
-    closed_fake_ms: int = 0
-    highest_run: float = 0.0
-    highest_level: float | None = None
+    start_ms: Milliseconds = 0
+    t_ms: Milliseconds = 0
+    num_frames: Count = 0
+    num_late: Count = 0
+    num_tracks: Count = 0
+    num_segments: Count = 0
+    closed_fake_ms: Count = 0
+    highest_run: Annotated[float, Field(ge=0)] = 0.0
+    highest_level: LogOdds | None = None
     """Of all tracks so far; None before a face was fit."""
     tracks: list[Track] = field(default_factory=list)
 
@@ -173,7 +173,16 @@ class StreamState:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"the remembered state of a stream cannot be read: {place or 'as a whole'}: {first['msg']}; forget the stream") from None
+        for track in state._memory.tracks:
+            fit_ms = track.last_ms if track.belief.fit_ms is None else track.belief.fit_ms
+            if not fit_ms <= track.last_ms <= state._memory.t_ms:
+                raise ValueError(f"the remembered state of a stream cannot be read: track {track.number} was seen in the future; forget the stream")
         return state
+
+    def forget_appearances(self) -> None:
+        """What anybody looks like, from a time when it was kept."""
+        for track in self._memory.tracks:
+            track.appearance = b""
 
     def _begin(self, t_ms: int, clock: Literal["pts", "timestamp"], told: Told) -> None:
         """A new epoch. The very first keeps the number it was given, every later one adds one."""
@@ -216,10 +225,10 @@ class StreamState:
                 track.belief.leave(self._smoothing)
 
     def _forget(self, told: Told) -> None:
-        """Those away for longest, of equals the eldest, until the rest is few enough."""
+        """Those away for longest, until the rest is few enough; of equals the one that came last, so that in a crowd somebody is followed at all."""
         tracks = self._memory.tracks
         while len(tracks) > self._limits.max_tracks:
-            away = min(range(len(tracks)), key=lambda place: (tracks[place].last_ms, tracks[place].number))
+            away = min(range(len(tracks)), key=lambda place: (tracks[place].last_ms, -tracks[place].number))
             self._close(tracks.pop(away), told)
 
     def _close(self, track: Track, told: Told) -> None:

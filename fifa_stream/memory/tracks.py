@@ -7,11 +7,13 @@ face whose weight is not above zero begins a track of its own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field
 
 from engines.contracts import APPEARANCE_SIZE, Box
 from fifa_stream.memory.segments import Course
-from fifa_stream.memory.smoothing import Belief, Smoothing
+from fifa_stream.memory.smoothing import Belief, Count, Milliseconds, Smoothing
 from fifa_stream.records import FaceVerdict
 
 RIVAL_AREA = 8.0
@@ -32,6 +34,11 @@ LOOK_BOUNDS = (-8.0, 4.0)
 LOOK_MEMORY = 0.8
 """What a track keeps of its appearance when it is seen again."""
 MOTION_MEMORY = 0.5
+MOTION_STEP_S = 0.016
+"""Frames nearer to each other, as by the timestamps of records sent in a burst, say less of motion: its variance goes by the inverse square."""
+
+Pixels = Annotated[float, Field(ge=-1e12, le=1e12)]
+"""Also in a second: a face across the largest picture in a millisecond is far below it, and its square far from the largest float."""
 
 
 class Sighting(NamedTuple):
@@ -70,13 +77,13 @@ class Sighting(NamedTuple):
 class Track:
     """One person."""
 
-    number: int
-    box: Box
+    number: Count
+    box: tuple[Pixels, Pixels, Pixels, Pixels]
     """When last seen."""
-    motion: tuple[float, float]
+    motion: tuple[Pixels, Pixels]
     """Of the centre, in pixels a second."""
     appearance: bytes
-    last_ms: int
+    last_ms: Milliseconds
     belief: Belief
     course: Course
 
@@ -89,10 +96,10 @@ class Track:
         """Take over where the face is now, how it got there and what it looks like."""
         seconds = (t_ms - self.last_ms) / 1000
         (x, y), (old_x, old_y) = _centre(sighting.box), _centre(self.box)
-        keep = MOTION_MEMORY
+        new = (1 - MOTION_MEMORY) * min(1.0, seconds / MOTION_STEP_S) ** 2
         self.motion = (
-            keep * self.motion[0] + (1 - keep) * (x - old_x) / seconds,
-            keep * self.motion[1] + (1 - keep) * (y - old_y) / seconds,
+            (1 - new) * self.motion[0] + new * (x - old_x) / seconds,
+            (1 - new) * self.motion[1] + new * (y - old_y) / seconds,
         )
         self.box, self.last_ms = sighting.box, t_ms
         if len(sighting.appearance) == len(self.appearance):
@@ -132,9 +139,19 @@ def match(tracks: Sequence[Track], sightings: Sequence[Sighting], t_ms: int) -> 
     """For each face the place of its track in `tracks`, or None for a person not seen before."""
     if not tracks or not sightings:
         return [None] * len(sightings)
-    # A column of zeros for each face: a new person.
-    weights = [[max(0.0, track.likeness(sighting, t_ms)) for track in tracks] + [0.0] * len(sightings) for sighting in sightings]
-    return [column if column < len(tracks) and row[column] > 0 else None for row, column in zip(weights, assign(weights), strict=True)]
+    weights = [[max(0.0, track.likeness(sighting, t_ms)) for track in tracks] for sighting in sightings]
+    if len(sightings) <= len(tracks):
+        return _chosen(weights)
+    # The fewer choose, with the same sum: that a crowd chooses among a few tracks would take seconds.
+    faces = {face: place for place, face in enumerate(_chosen(list(zip(*weights, strict=True))))}
+    return [faces.get(face) for face in range(len(sightings))]
+
+
+def _chosen(weights_NM: Sequence[Sequence[float]]) -> list[int | None]:
+    """For each row its column, or None where none is left that speaks for it."""
+    nobody = [0.0] * len(weights_NM)
+    columns = assign([[*row, *nobody] for row in weights_NM])
+    return [column if column < len(row) and row[column] > 0 else None for row, column in zip(weights_NM, columns, strict=True)]
 
 
 def assign(weights_NM: Sequence[Sequence[float]]) -> list[int]:

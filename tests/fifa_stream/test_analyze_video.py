@@ -65,6 +65,13 @@ def test_the_size_of_a_batch_changes_nothing(verdict: Verdict) -> None:
     assert alone == verdict
 
 
+def test_a_file_is_one_stream_however_few_of_its_frames_are_looked_at() -> None:
+    seldom = judged([MANIPULATED, *LEVELS[1:]], fps=0.08)
+    assert seldom.frames is not None and [frame.pts_ms for frame in seldom.frames] == [0, 13_000, 25_000]
+    assert seldom.stream is not None
+    assert (seldom.stream.epoch, seldom.stream.start_ms, seldom.stream.num_frames) == (0, 0, 3)
+
+
 def test_explanations_are_made_for_every_frame_or_for_none_when_asked() -> None:
     image = EncodedImage(faces_clip(LEVELS[10:14]))
     never = judge_video(image, toys(PipelineLimits(explain="never")), explain="never")

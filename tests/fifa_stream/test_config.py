@@ -123,3 +123,11 @@ def test_every_setting_says_what_it_means() -> None:
         section = getattr(Settings(), name)
         assert isinstance(section, BaseModel)
         assert all(field.description for field in type(section).model_fields.values()), name
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize("name", ["max_gap_s", "max_length_s"])
+def test_a_time_without_end_is_refused_where_it_is_set(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"FIFA_STREAMS__{name.upper()}", value)
+    with pytest.raises(ConfigError, match=f"streams.{name}"):
+        load()

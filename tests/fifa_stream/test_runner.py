@@ -733,6 +733,28 @@ def test_an_image_elsewhere_is_fetched_beside_the_loop(tmp_path: Path) -> None:
     assert rig.runner.run() is Outcome.DRAINED
 
 
+def test_an_answer_that_waits_to_be_sent_holds_no_fetched_image(tmp_path: Path) -> None:
+    """limits.max_in_flight_bytes counts the records' own bytes, and behind a claim that is slow hundreds of answers may wait."""
+    (tmp_path / "one.png").write_bytes(b"image")
+    rig = Rig(SETTINGS.model_copy(update={"claims": ClaimSettings(allowed=(f"file://{tmp_path}/",))}), partitions=1)
+    claim = (
+        ("claim-uri", f"file://{tmp_path}/one.png".encode()),
+        ("claim-size", b"5"),
+        ("claim-sha256", hashlib.sha256(b"image").hexdigest().encode()),
+    )
+    rig.broker.append(FRAMES, OutRecord(b"s", b"", claim))
+    rig.producer._max_unacknowledged = 0
+    rig.join()
+    while not rig.runner._answers:
+        rig.turn()
+        threading.Event().wait(0.005)
+    (answer,) = rig.runner._answers
+    assert answer.frame is not None and answer.frame.claim is not None and answer.frame.fetched is None
+    rig.producer._max_unacknowledged = 1
+    rig.runner.stop()
+    assert rig.runner.run() is Outcome.DRAINED and len(rig.broker.records(VERDICTS)) == 1
+
+
 def test_a_place_for_claims_that_is_none_is_refused_before_the_broker_is_asked() -> None:
     settings = Settings(
         kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"), claims=ClaimSettings(allowed=("ftp://x/",)), runtime=RuntimeSettings(health_port=0)

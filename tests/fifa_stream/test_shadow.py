@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -182,6 +183,24 @@ def test_after_a_failed_delivery_of_the_shadow_both_are_written_and_nothing_stay
     producer.commits_until_failure = 0
     rig.turn(12)
     assert sorted(rig.places(VERDICTS)) == sorted(rig.places(SHADOWS)) and len(set(rig.places(VERDICTS))) == len(rig.places(VERDICTS)) == 4
+    assert rig.runner.num_in_flight == 0
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+def test_after_a_shadow_that_is_refused_at_once_both_are_written_and_nothing_stays_in_flight(guarantee: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while its topic cannot be looked up."""
+    rig = Rig(guarantee)
+    rig.feed(4)
+    accept = rig.producers[0].send
+
+    def send(topic: str, record: OutRecord, **options: Any) -> None:
+        if topic == SHADOWS:
+            raise DeliveryError("nobody knows the topic")
+        accept(topic, record, **options)
+
+    monkeypatch.setattr(rig.producers[0], "send", send)
+    rig.turn(12)
+    assert len(rig.producers) == 2 and set(rig.places(VERDICTS)) == set(rig.places(SHADOWS)) and len(set(rig.places(VERDICTS))) == 4
     assert rig.runner.num_in_flight == 0
 
 

@@ -1,6 +1,6 @@
 """What verdicts say of their streams, on an in-memory broker: the same whoever answers, however often, and whatever fails in between."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from fifa_stream.cluster import BrokerError
 from fifa_stream.config import BatchSettings, DeadLetterSettings, KafkaSettings, Settings, StreamSettings
+from fifa_stream.consume import GroupError
 from fifa_stream.dead_letters import TooManyDeadLetters
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import OutRecord, Verdict
 from fifa_stream.runner import Runner
 from fifa_stream.send import frame_record
-from fifa_stream.telemetry import STREAM_RESTORE_SECONDS, STREAM_SNAPSHOT_BYTES, STREAMS_FORGOTTEN, STREAMS_REMEMBERED, Meter
+from fifa_stream.telemetry import RESTARTS, STREAM_RESTORE_SECONDS, STREAM_SNAPSHOT_BYTES, STREAMS_FORGOTTEN, STREAMS_REMEMBERED, Meter
 from fifa_stream.testing import (
     FakeClock,
     InlineWorker,
@@ -63,6 +64,8 @@ class Member:
 
     def __init__(self, broker: MemoryBroker, clock: FakeClock, config: Settings) -> None:
         self.producers: list[MemoryProducer] = []
+        self.num_refused = 0
+        """Producers that are still not to be had."""
         self.workers: list[InlineWorker] = []
         self.consumer = MemoryConsumer(broker, "g", clock=clock)
         self.changelog = MemoryChangelog(broker, STATE, "g")
@@ -70,11 +73,19 @@ class Member:
         producer: Callable[[MemoryBroker], MemoryProducer] = (
             MemoryTransactions if config.kafka.processing_guarantee == "exactly_once" else MemoryProducer
         )
+
+        def open_producer() -> MemoryProducer:
+            if self.num_refused:
+                self.num_refused -= 1
+                raise DeliveryError("no producer is to be had")
+            self.producers.append(producer(broker))
+            return self.producers[-1]
+
         self.runner = Runner(
             config,
             ToyProcessor(),
             consumer=self.consumer,
-            open_producer=lambda: self.producers.append(producer(broker)) or self.producers[-1],  # type: ignore[func-returns-value]
+            open_producer=open_producer,
             worker=lambda process: self.workers.append(InlineWorker(process)) or self.workers[-1],  # type: ignore[func-returns-value, arg-type]
             meter=self.meter,
             changelog=self.changelog if config.streams.memory == "topic" else None,
@@ -145,7 +156,7 @@ class Streams:
                 self.send(name)
 
 
-FAULTS = ("leave", "kill", "lose", "fail before", "fail after", "hold acks", "refuse")
+FAULTS = ("leave", "kill", "lose", "fail before", "fail after", "no producer", "hold acks", "refuse")
 EVENTS = ("feed", "feed", "turn", "turn", "turn", "tick", "join", "let go", *FAULTS)
 
 
@@ -183,6 +194,8 @@ def test_a_record_is_told_the_same_of_its_stream_whatever_happens(guarantee: Gua
                 producer.commits_until_failure, producer.lose_answer = 0, event == "fail after"
             else:
                 producer.fail_after = number
+        elif event == "no producer":
+            member.num_refused = number % 3
         elif event == "hold acks":
             member.producers[-1].hold = True
         elif event == "refuse":
@@ -270,6 +283,82 @@ def test_partitions_that_go_in_peace_take_everything_along(guarantee: Guarantee)
     assert {place: answers for place, answers in told(broker).items()} == {
         place: [answer] for place, answer in undisturbed(broker, configured(guarantee)).items()
     }
+
+
+def test_what_a_dead_member_left_beyond_the_offsets_is_deleted_when_its_stream_ends() -> None:
+    """Whoever answers it again has no snapshot of it to replace."""
+    config = configured()
+    broker, clock, dead, streams = member_of(config)
+    streams.send("a")
+    dead.consumer.refuse_commits = True
+    turn_all([dead], clock, times=4)
+    assert len(in_state_topic(broker)) == 1 and broker.committed("g") == {}
+    dead.consumer.lose()
+    streams.send("a", last=True)
+    heir = Member(broker, clock, config)
+    turn_all([heir], clock, times=4)
+    heir.consumer.lose()
+    streams.send("a")
+    turn_all([Member(broker, clock, config)], clock, times=4)
+    expected = undisturbed(broker, config)
+    assert {place: set(map(repr, answers)) for place, answers in told(broker).items()} == {
+        place: {repr(answer)} for place, answer in expected.items()
+    }
+
+
+def fails_to_deliver() -> None:
+    raise DeliveryError("an answer was not delivered")
+
+
+@pytest.mark.parametrize("fails", ["the new producer", "the return to the offsets"])
+@pytest.mark.parametrize("memory", ["off", "topic"])
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_a_restart_that_fails_and_is_tried_again_skips_no_record(
+    guarantee: Guarantee, memory: str, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, clock, member, streams = member_of(configured(guarantee, memory=memory))
+    for _ in range(5):
+        streams.send("a")
+    rewind, silences = member.consumer.rewind, iter([GroupError("the group says nothing")])
+
+    def says_nothing_at_first(begins: Mapping[tuple[str, int], int]) -> None:
+        for silence in silences:
+            raise silence
+        rewind(begins)
+
+    if fails == "the new producer":
+        member.num_refused = 1
+    else:
+        monkeypatch.setattr(member.consumer, "rewind", says_nothing_at_first)
+    member.producers[0].hold = True
+    for _ in range(3):
+        member.runner.turn()
+    monkeypatch.setattr(member.producers[0], "poll", fails_to_deliver)
+    turn_all([member], clock)
+    assert member.meter.value(RESTARTS) == 2
+    assert sorted(offset for _, offset in told(broker)) == list(range(5)) and sum(broker.committed("g").values()) == 5
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_partitions_that_go_after_a_restart_failed_ask_nothing_of_the_producer_that_was_closed(
+    guarantee: Guarantee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, clock, member, streams = member_of(configured(guarantee))
+    streams.send("a")
+    member.runner.turn()
+    closed, committer = member.producers[0], member.runner._committer
+    closed.hold = True
+    clock.advance(2.0)
+    member.runner.turn()  # a checkpoint, or a transaction, is open
+
+    def flush(timeout_s: float) -> bool:
+        raise AssertionError("it is closed")
+
+    member.num_refused = 1
+    with pytest.raises(DeliveryError, match="no producer"):
+        committer.restart()
+    monkeypatch.setattr(closed, "flush", flush)
+    assert closed.closed and committer.revoked(list(member.consumer.positions)) == {}
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)

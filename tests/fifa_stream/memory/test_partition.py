@@ -1,5 +1,6 @@
 """The streams of a partition: bounded, forgotten in a defined order, and the same from any snapshot on."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_the_stream_that_was_silent_for_longest_makes_room() -> None:
     streams = memory(max_streams=2)
     for offset, name in enumerate(("a", "b", "a", "c")):
         show(streams, frame(offset, name, number=offset, pts_ms=offset * 40))
-    assert {snapshot.stream_id for snapshot in streams.take_snapshots()} == {"a", "c"}
+    assert {snapshot.stream_id: snapshot.state is None for snapshot in streams.take_snapshots()} == {"a": False, "b": True, "c": False}
     assert streams.forgotten == {Forgotten.NO_ROOM: 1}
     show(streams, frame(4, "d"))
     assert [(snapshot.stream_id, snapshot.next_offset) for snapshot in streams.take_snapshots() if snapshot.state is None] == [("a", 5)]
@@ -125,6 +126,35 @@ def test_a_stream_that_is_silent_for_a_day_is_forgotten_and_one_wrong_clock_does
     assert streams.forgotten == {Forgotten.SILENT: 1} and len(streams) == 3
 
 
+def test_a_clock_that_is_ahead_keeps_nobody_else_from_being_forgotten() -> None:
+    streams, day = memory(), FORGET_AFTER_MS
+    sent = [("ahead", 400 * day), *((name, 1_000) for name in ("old", "b", "c")), *((name, day + 2_000) for name in ("b", "c"))]
+    for offset, (name, sent_ms) in enumerate(sent):
+        show(streams, frame(offset, name, number=offset, pts_ms=40 * offset, sent_ms=sent_ms))
+    assert streams.forgotten == {Forgotten.SILENT: 1} and {snapshot.stream_id for snapshot in streams.take_snapshots() if snapshot.state} == {
+        "ahead",
+        "b",
+        "c",
+    }
+
+
+def test_a_clock_that_is_behind_keeps_no_stream_from_being_remembered() -> None:
+    """As of a camera that begins in 1970, or of old footage beside what is live."""
+    streams = memory()
+    for offset in range(16):
+        name = ("b", "c", "behind", "d")[offset % 4]
+        seen = show(streams, frame(offset, name, number=offset, pts_ms=40 * offset, sent_ms=offset + 400 * FORGET_AFTER_MS * (name != "behind")))
+        assert stream_of(seen).num_frames == 1 + offset // 4
+    assert not streams.forgotten
+
+
+def test_where_nobody_takes_snapshots_none_are_noted() -> None:
+    streams = memory(is_stored=False)
+    show(streams, frame(0, "a", pts_ms=0))
+    show(streams, frame(1, "b", pts_ms=0, last=True))
+    assert streams.take_snapshots() == []
+
+
 def test_what_cannot_be_read_begins_anew_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     streams = memory(snapshots=[Snapshot(name, offset, 0, b"no state") for offset, name in enumerate("abc")])
     for offset, name in enumerate("abc", start=10):
@@ -140,6 +170,16 @@ def test_appearances_are_kept_only_where_that_is_wanted() -> None:
     (longer,), (shorter,) = with_it.take_snapshots(), without.take_snapshots()
     assert longer.state is not None and shorter.state is not None
     assert b'"appearance":""' in shorter.state and b'"appearance":""' not in longer.state
+
+
+def test_an_appearance_of_a_time_when_it_was_wanted_is_forgotten() -> None:
+    before = memory()
+    show(before, frame(0, pts_ms=0))
+    after = memory(appearance=False, snapshots=before.take_snapshots())
+    show(after, frame(1, number=1, pts_ms=40))
+    (snapshot,) = after.take_snapshots()
+    tracks = json.loads(snapshot.state or b"")["tracks"]
+    assert tracks and not any(track["appearance"] for track in tracks)
 
 
 Step = tuple[int, int, int]
@@ -159,7 +199,8 @@ def test_from_the_snapshots_of_any_record_on_the_rest_is_told_the_same(steps: Se
     for offset, (stream, kind, then) in enumerate(steps):
         numbers[stream] += {0: -2, 1: 60}.get(kind, 1)
         number = max(0, numbers[stream])
-        record = frame(offset, f"s{stream}", number=number, pts_ms=None if kind == 2 else number * 40, last=kind == 3)
+        sent_ms = offset + FORGET_AFTER_MS * (kind // 4)  # clocks that are days apart
+        record = frame(offset, f"s{stream}", number=number, pts_ms=None if kind == 2 else number * 40, sent_ms=sent_ms, last=kind == 3)
         assert show(handed_on, record) == show(straight, record)
         if then in (1, 2):
             stored |= {snapshot.stream_id: snapshot for snapshot in handed_on.take_snapshots()}

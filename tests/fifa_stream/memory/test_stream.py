@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -217,6 +217,17 @@ def test_beyond_its_bound_a_stream_forgets_who_was_away_for_longest_and_closes_t
     assert len(json.loads(later.state.dump())["tracks"]) == LIMITS.max_tracks
 
 
+def test_in_a_crowd_beyond_its_bound_those_who_came_first_are_followed() -> None:
+    scores = QUIET + FORGED + QUIET
+    people = range(LIMITS.max_tracks + 1)
+    crowd = [
+        Shown(250 * number, tuple(face(score if k == 1 else 0.1, at=300.0 * k, person=k % 4, number=k) for k in people))
+        for number, score in enumerate(scores)
+    ]
+    (segment,) = watch(crowd, end=True).segments.values()
+    assert (segment.id, segment.end_ms) == ("0.1.3000", 5750)
+
+
 def test_a_person_who_is_away_for_longer_than_the_gap_begins_anew_and_keeps_their_track() -> None:
     watched = watch(clip(QUIET + FORGED))
     others = [Shown(6000 + 250 * number, (face(0.1, at=500, person=1),)) for number in range(40)]
@@ -240,7 +251,7 @@ def test_a_state_is_some_kilobytes_at_most() -> None:
         )
         state.observe(Moment(number * 250, 0), crowd, verdict="a-topic-of-a-usual-length/123/1234567890", told=told)
     size = len(state.dump())
-    assert size < 24_000, f"{size} bytes with {limits.max_tracks} people"
+    assert size < 27_000, f"{size} bytes with {limits.max_tracks} people"
     alone = watch(clip((QUIET + FORGED) * 3)).state
     assert len(alone.dump()) < 2_000
 
@@ -259,6 +270,41 @@ def test_a_state_is_some_kilobytes_at_most() -> None:
 def test_what_no_dump_wrote_is_refused_with_its_place(data: bytes) -> None:
     with pytest.raises(ValueError, match="the remembered state of a stream cannot be read"):
         StreamState.load(data, LIMITS)
+
+
+def numbers_in(part: Any) -> Iterator[tuple[Any, Any]]:
+    """Every number below, as what holds it and its key there."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if isinstance(value, dict | list):
+            yield from numbers_in(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield part, key
+
+
+@pytest.mark.parametrize(
+    "number", [-1e308, -1.0, 0, 2, 5_850, 1e308, 10**30, -(10**30), 10**4_300 - 1, math.nan, math.inf], ids=lambda number: repr(number)[:9]
+)
+def test_a_state_with_any_number_in_it_is_refused_or_goes_on(number: float) -> None:
+    """Who may write to the topic may not stop the worker."""
+    forged = [Shown(3_000 + 250 * place, (face(0.9, concepts=[("nose", 0.5)]),)) for place in range(10)]
+    state = json.loads(watch([*clip(QUIET), *forged]).state.dump())
+    num_refused, places = 0, list(numbers_in(state))
+    for holder, key in places:
+        before, holder[key] = holder[key], number
+        written = json.dumps(state).encode()
+        holder[key] = before
+        for frame in (Shown(5_500), Shown(5_500, (face(0.9),)), Shown(5_850, (face(0.9),))):
+            try:
+                read = StreamState.load(written, LIMITS)
+            except ValueError:
+                num_refused += 1
+                continue
+            told = Told()
+            read.observe(Moment(frame.t_ms, 0), frame.faces, verdict="v", told=told)
+            StreamState.load(read.dump(), LIMITS)
+            read.end(told)
+            read.verdict("a", told, POINT)
+    assert len(places) > 40 and (num_refused > 0 or number == 0)
 
 
 @st.composite

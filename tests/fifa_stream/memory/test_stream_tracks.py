@@ -1,5 +1,7 @@
 """Who is who from frame to frame."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,6 +48,23 @@ def test_no_track_is_given_to_two_faces(tracks_x: list[float], faces_x: list[flo
     assert len(given_) == len(set(given_))
 
 
+def test_a_crowd_beside_few_tracks_is_dealt_out_as_well_as_by_the_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by the few: rows are what takes time."""
+    rng, rows = np.random.default_rng(1), list[int]()
+
+    def counting(weights_NM: Sequence[Sequence[float]]) -> list[int]:
+        rows.append(len(weights_NM))
+        return assign(weights_NM)
+
+    monkeypatch.setattr("fifa_stream.memory.tracks.assign", counting)
+    tracks = [known(float(x), number=number) for number, x in enumerate(rng.uniform(0, 900, 5))]
+    faces = [seen(float(x)) for x in rng.uniform(0, 900, 60)]
+    weights = np.array([[max(0.0, track.likeness(face, 250)) for track in tracks] for face in faces])
+    places = match(tracks, faces, 250)
+    _, best = linear_sum_assignment(np.hstack([weights, np.zeros((60, 60))]), maximize=True)
+    assert places == [place if place < 5 and weights[face, place] > 0 else None for face, place in enumerate(best)] and rows == [5]
+
+
 @pytest.mark.parametrize("look", [b"", person(1)], ids=["by place alone", "with appearance"])
 def test_somebody_who_moves_smoothly_stays_who_they_are(look: bytes) -> None:
     track = known(0, look)
@@ -53,6 +72,15 @@ def test_somebody_who_moves_smoothly_stays_who_they_are(look: bytes) -> None:
         assert match([track], [seen(25.0 * number, look)], 250 * number) == [0]
         track.see(seen(25.0 * number, look), 250 * number)
     assert track.motion[0] == pytest.approx(100, rel=0.01)
+
+
+def test_somebody_whose_frames_come_in_bursts_stays_who_they_are() -> None:
+    """As by the timestamps of records that were sent together."""
+    track, noise = known(0), np.random.default_rng(0).normal(0, 1.5, 200)
+    for number in range(1, 200):
+        t_ms, face = 200 * (number // 5) + number % 5, seen(3.0 * number + noise[number])
+        assert match([track], [face], t_ms) == [0], t_ms
+        track.see(face, t_ms)
 
 
 def test_a_cut_to_another_person_in_the_same_place_begins_a_track_where_there_is_an_appearance() -> None:
