@@ -6,6 +6,7 @@ pixels, and what the reviewer made of it. JSON, one object a line or a record.
 
 from datetime import datetime
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,7 +78,7 @@ class Review(_Closed):
     label: Label
     """As the verdict had it."""
     fake_score: Score | None
-    raw_score: float | None = None
+    raw_score: float | None = Field(None, allow_inf_nan=False)
     """Uncalibrated, of the face."""
     forgery_type: Name | None = None
     """As the verdict had it."""
@@ -103,6 +104,8 @@ class Review(_Closed):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
+        if self.box is not None and not all(map(isfinite, self.box)):
+            raise ValueError(f"a box has finite sides, got {self.box}")
         if self.decided_at.tzinfo is None:
             raise ValueError("decided_at needs a time zone")
         told = truth_of(self.label, self.decision)

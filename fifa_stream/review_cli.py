@@ -70,6 +70,11 @@ def review(
         typer.echo(f"{head['cases']} cases of {len(head['streams'])} streams, {head['decided']} decided; decisions go to {head['kept_in']}")
         if head["left_out"]:
             typer.echo(f"{head['left_out']} older ones are left out; see --max-cases", err=True)
+        if desk.num_unread:
+            where = decisions if to_topic is None else f"topic {to_topic}"
+            typer.echo(
+                f"{desk.num_unread} entries of {where} are no reviews and count nothing; `fifa-train evaluate --reviews` names the first", err=True
+            )
         if (first := desk.book.first_refused) is not None:
             typer.echo(f"{desk.book.refused.total()} verdicts are not shown; {_plain(first.where)}: {_plain(first.why)}", err=True)
 
@@ -109,7 +114,8 @@ def export(
         try:
             found = desk.book.find(case, frame)
             if found is None:
-                end(ExitCode.SOME_FAILED, f"there is no verdict {case!r}{'' if frame is None else f' with a frame {frame}'}")
+                asked = f"{case!r}{'' if frame is None else f' with a frame {frame}'}"
+                end(ExitCode.SOME_FAILED, f"there is no verdict {asked} among {len(desk.book.cases)} cases; give an id as the desk shows it")
             _, archive = desk.export(found.number)
         finally:
             desk.close()
@@ -164,7 +170,7 @@ def _named(reviewer: str | None) -> str:
 
 def _topic(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name):
-        end(ExitCode.USAGE, f"--to-topic {name!r} is no name of a topic")
+        end(ExitCode.USAGE, f"--to-topic {name!r} is no name of a topic; use up to 249 letters, digits, dots, underscores and hyphens")
     return name
 
 

@@ -1,7 +1,6 @@
 """Lines of a file that hold records as `fifa-stream send --record` writes them, or what would be such a record's value."""
 
 import base64
-import binascii
 import json
 from typing import Any
 
@@ -24,7 +23,7 @@ def value_of(where: str, line: bytes, *, plain: bool) -> bytes | None:
     if isinstance(tree, dict) and isinstance(value := tree.get("value"), str):
         try:
             return base64.b64decode(value, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii's own, and that of letters beyond ASCII
             raise ValueError(f"{where}: the value of the record is not base64: {error}; record it again") from None
     if not plain:
         raise ValueError(f"{where}: no record with a value; give a file of `fifa-stream send --record`, or a folder of pictures")

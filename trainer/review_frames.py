@@ -208,11 +208,13 @@ def mask_in_crop(mask: RunLengths, crop: Crop, frame_hw: tuple[int, int]) -> NDA
             f"a mask is of {mask.size[0]} x {mask.size[1]} pixels, its picture of {frame_hw[0]} x {frame_hw[1]}; they do not belong together"
         )
     try:
-        frame_HW = Mask(mask.size, mask.counts).decode().astype(np.uint8)
+        decoded_HW = Mask(mask.size, mask.counts).decode()
+        if Mask.encode(decoded_HW).counts != mask.counts:  # runs that end early leave the rest to what lay in memory
+            raise ValueError("they do not fill it")
     except ValueError as error:
         raise ValueError(f"run lengths {mask.counts[:20]!r} are none of a mask ({error}); give the verdict as it was written") from None
     # Pixel centres: crop pixel (x, y) has its centre at (x + 0.5, y + 0.5), OpenCV counts from centre to centre.
     matrix_23 = crop.to_frame_23.copy()
     matrix_23[:, 2] += matrix_23[:, :2] @ np.array([0.5, 0.5]) - 0.5
-    warped = cv2.warpAffine(frame_HW * 255, matrix_23, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    warped = cv2.warpAffine(decoded_HW.astype(np.uint8) * 255, matrix_23, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return np.asarray(warped >= 128)

@@ -56,6 +56,10 @@ class Why(StrEnum):
     """The verdict given is not the one that was shown."""
 
 
+_Place = tuple[str, str, str]
+"""Engine, id and digest of a verdict."""
+
+
 class LeftOut(NamedTuple):
     """One face without a row."""
 
@@ -66,6 +70,8 @@ class LeftOut(NamedTuple):
     stream: str | None
     said: tuple[str, ...]
     """'reviewer: decision, truth' of each."""
+    streams: tuple[str, ...] = ()
+    """All that show the face."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,15 @@ class _Subject:
     def reviews(self) -> tuple[Review, ...]:
         return tuple(review for case in self.cases for review in case.told)
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """All that show the face, those where nobody told what it is among them: forgetting any of them forgets the face."""
+        return tuple(sorted({review.stream for case in self.cases for review in case.reviews if review.stream is not None}))
+
     def left_out(self, why: Why) -> LeftOut:
         key, first = self.cases[0].key, self.cases[0].first
         said = tuple(f"{r.reviewer}: {r.decision.value}, {r.truth or 'open'}" for case in self.cases for r in case.reviews)
-        return LeftOut(why, key.verdict, key.frame, key.face, first.stream, said)
+        return LeftOut(why, key.verdict, key.frame, key.face, first.stream, said, self.streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,8 @@ class _Wanted:
     forgery_type: str | None
     type_by: str
     shown: ShownFace | None
+    place: "_Place | None"
+    """Of the verdict that `shown` is of."""
     part: Part
     identity: str
 
@@ -148,11 +161,16 @@ def annotate_reviews(
 
 
 def forget(folder: Path, streams: Collection[str]) -> int:
-    """Remove every row, crop and note of some streams from a folder; returns how many rows. Instruction data made of it is to be made again."""
+    """Remove every row, crop and note of some streams from a folder; returns how many rows. Instruction data made of it is to be made again.
+
+    Raises FileNotFoundError where there are no rows, and ValueError for a folder that was not made of reviews, which stays as it is.
+    """
     rows = [row for name in ROWS for row in load_annotations(folder / name)]
+    if not (folder / LEFT_OUT).is_file() or not all("review" in row for row in rows):
+        raise ValueError(f"{folder} was not made of reviews, so that its rows name no stream; give the --out of `fifa-train annotate --reviews`")
     kept = [row for row in rows if not set(row["review"]["streams"]) & set(streams)]
     notes = [json.loads(line) for line in (folder / LEFT_OUT).read_text(encoding="utf-8").splitlines()]
-    left_out = [LeftOut(**{**note, "said": tuple(note["said"])}) for note in notes if note["stream"] not in streams]
+    left_out = [LeftOut(**note) for note in notes if not {note["stream"], *note.get("streams", ())} & set(streams)]
     _write(folder, kept, left_out)
     return len(rows) - len(kept)
 
@@ -189,23 +207,27 @@ def _decided(subject: _Subject, shown: "_Shown", identity_of: Mapping[str, str],
             return Why.TYPES_CONFLICT
         if not kinds or (forgery_type := next(iter(kinds))) not in TYPES:
             return Why.NO_TYPE
-    verdict = next((found for case in subject.cases if (found := shown.exact.get(_place(case.first))) is not None), None)
-    if verdict is None and any(case.key[:2] in shown.ids for case in subject.cases):
+    face, place = None, None
+    for review in (review for case in subject.cases for review in case.reviews):
+        if (verdict := shown.exact.get(_place(review))) is not None and review.face is not None:
+            face, place = verdict.faces.get((review.frame, review.face)), _place(review)
+            break
+    if place is None and any(case.key[:2] in shown.ids for case in subject.cases):
         return Why.OTHER_VERDICT
-    face = None if verdict is None else verdict.faces.get((first.frame, first.face))
     identity = identity_of[stream_of(first)]
     number = int(sha256(identity.encode()).hexdigest(), 16)
-    return _Wanted(subject, is_fake, forgery_type, type_by, face, "report" if number % report_share == 0 else "train", f"stream-{number:064x}"[:23])
+    part: Part = "report" if number % report_share == 0 else "train"
+    return _Wanted(subject, is_fake, forgery_type, type_by, face, place, part, f"stream-{number:064x}"[:23])
 
 
-def _place(review: Review) -> tuple[str, str, str]:
+def _place(review: Review) -> _Place:
     return review.engine, review.verdict, review.verdict_sha256
 
 
 class _Shown(NamedTuple):
     """Verdicts that reviews speak of."""
 
-    exact: dict[tuple[str, str, str], ShownVerdict]
+    exact: dict[_Place, ShownVerdict]
     """Those whose bytes were shown, by engine, id and digest."""
     ids: set[tuple[str, str]]
     """Engine and id of every verdict there is."""
@@ -251,10 +273,11 @@ def _agreed(one: _Wanted) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
         if review.label.value == "real" or review.decision is Decision.DISAGREE:
             return set(), set()
         if review.decision in (Decision.WRONG_PLACE, Decision.WRONG_TEXT):
+            named = review.evidence if _place(review) == one.place else ()  # of another verdict ids are others, and concepts alone the same
             spoken = {
                 (concept, identity)
                 for concept, identity in phrases
-                if identity in review.evidence or (not review.evidence and (not review.objected or concept in review.objected))
+                if identity in named or (not named and (not review.objected or concept in review.objected))
             }
             in_words -= spoken
             if review.decision is Decision.WRONG_PLACE:
@@ -265,7 +288,7 @@ def _agreed(one: _Wanted) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
 def _row(one: _Wanted, annotation: Annotation) -> dict[str, Any]:
     first = one.subject.cases[0].first
     provenance = {
-        "streams": sorted({review.stream for review in one.subject.reviews if review.stream is not None}),
+        "streams": list(one.subject.streams),
         "media_sha256": first.media_sha256, "frame": first.frame, "face": first.face, "box": first.box, "identity": one.identity,
         "type_by": one.type_by,
         "reviews": [

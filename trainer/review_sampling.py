@@ -23,6 +23,8 @@ EDGES = tuple(np.linspace(0.0, 1.0, NUM_BINS + 1)[[0, 1, 2, 4, 7, 10, 13, 16, 18
 """Strata: whole bins, narrow at both ends, where most faces of a stream lie."""
 MIN_STRATUM = 5
 """Reviewed faces from which on a stratum is spoken of."""
+MAX_COUNT = 1 << 53
+"""Faces in a bin: more are a mistake, and would not add up."""
 MAX_UNSEEN = 0.02
 """Share of the queue that may lie in strata which are not: what is said of the queue then leaves it out."""
 BY_SCORE = (Sampling.RANDOM, Sampling.SCORE, Sampling.UNCERTAINTY)
@@ -88,7 +90,7 @@ def read_totals(path: Path) -> tuple[int, ...]:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); write a list of {NUM_BINS} counts") from None
-    if not isinstance(found, list) or len(found) != NUM_BINS or not all(type(count) is int and count >= 0 for count in found):
+    if not isinstance(found, list) or len(found) != NUM_BINS or not all(type(count) is int and 0 <= count <= MAX_COUNT for count in found):
         raise ValueError(f"{path} is no list of {NUM_BINS} counts; count the queue's faces in {NUM_BINS} equal bins of fake_score")
     return tuple(found)
 

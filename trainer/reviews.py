@@ -99,11 +99,13 @@ class Case:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the case came up; None where that is not said, or not the same for all. One that came from a segment was chosen by its stream."""
-        if any(review.segment is not None for review in self.reviews):
-            return Sampling.OTHER
-        ways = {review.sampling for review in self.reviews}
-        return ways.pop() if len(ways) == 1 else None
+        """How the case came up; None where that is not said. What one reviewer drew at random stays so whoever else looks at it and why: else those
+        whom somebody chose would be missing from the draw. A review that came from a segment was chosen by its stream."""
+        ways = {Sampling.OTHER if review.segment is not None else review.sampling for review in self.reviews}
+        best = next((way for way in (Sampling.RANDOM, Sampling.SCORE, Sampling.UNCERTAINTY) if way in ways), None)
+        if best is not None or None in ways:
+            return best
+        return ways.pop() if len(ways) == 1 else Sampling.OTHER
 
     def objections(self, decision: Decision) -> frozenset[str]:
         """FICT ids whose place or text most of those who decide object to; where no phrase is named, all that the explanation pointed at."""

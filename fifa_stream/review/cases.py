@@ -11,7 +11,7 @@ import tempfile
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -26,6 +26,8 @@ MAX_VERDICT_BYTES: Final = 64 << 20
 """Of one verdict; a video of hours has that many."""
 KEPT_VERDICTS: Final = 4
 """Read and checked, so that stepping through a video does not read it anew for each frame."""
+MAX_DROPPED_BYTES: Final = 64 << 20
+"""Of verdicts that a later one replaced, or that were left out, on disk before the rest is written anew."""
 MAX_FACES: Final = 256
 """Of one picture."""
 MAX_PHRASES: Final = 200
@@ -36,26 +38,51 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class VerdictBytes:
-    """Verdicts as they came, on disk: a file without a name, gone with the process. Threads may read while one appends."""
+    """Verdicts as they came, on disk: a file without a name, gone with the process. Threads may read once all are appended."""
 
     def __init__(self) -> None:
+        self._file, self._close = self._opened()
+        self._places: dict[int, tuple[int, int]] = {}
+        self._end = self._num_appended = self._dropped_bytes = 0
+
+    def _opened(self) -> tuple[int, Callable[[], object]]:
+        """A new file, and what closes it."""
         with tempfile.TemporaryFile() as file:
-            self._file = os.dup(file.fileno())
-        self._close = weakref.finalize(self, os.close, self._file)
-        self._places: list[tuple[int, int]] = []
-        self._end = 0
+            descriptor = os.dup(file.fileno())
+        return descriptor, weakref.finalize(self, os.close, descriptor)
 
     def append(self, payload: bytes) -> int:
         """Keep one; return its number."""
         os.pwrite(self._file, payload, self._end)
-        self._places.append((self._end, len(payload)))
+        number = self._num_appended
+        self._places[number] = self._end, len(payload)
         self._end += len(payload)
-        return len(self._places) - 1
+        self._num_appended += 1
+        return number
+
+    def drop(self, number: int) -> None:
+        """Let one go. The file is written anew when more than half of it, and more than `MAX_DROPPED_BYTES`, are of no use."""
+        self._dropped_bytes += self._places.pop(number)[1]
+        if self._dropped_bytes <= max(MAX_DROPPED_BYTES, self._end // 2):
+            return
+        file, close = self._opened()
+        end = 0
+        for kept, (begin, size) in self._places.items():
+            os.pwrite(file, os.pread(self._file, size, begin), end)
+            self._places[kept] = end, size
+            end += size
+        self._close()
+        self._file, self._close, self._end, self._dropped_bytes = file, close, end, 0
 
     def read(self, number: int) -> bytes:
         """Give one back."""
         begin, size = self._places[number]
         return os.pread(self._file, size, begin)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file, with what was dropped and still lies there."""
+        return self._end
 
     def close(self) -> None:
         """The file goes."""
@@ -196,6 +223,8 @@ class _Seen(NamedTuple):
     points: tuple[tuple[int, int, float, float, int | None], ...]
     """(t_ms, track, score, smoothed, frame index)."""
     told: StreamVerdict | None
+    segments: tuple[str, ...]
+    """`id`s of those that it moved."""
 
 
 def collect(verdicts: Iterable[tuple[str, bytes]], *, shadow: Iterable[tuple[str, bytes]] = (), max_cases: int = MAX_CASES) -> CaseBook:
@@ -203,7 +232,7 @@ def collect(verdicts: Iterable[tuple[str, bytes]], *, shadow: Iterable[tuple[str
     answer. What is no verdict is counted and left out."""
     book = CaseBook(VerdictBytes())
     seen: dict[str, _Seen] = {}
-    segments: dict[str, dict[str, Segment]] = {}
+    segments: dict[str, dict[str, tuple[Segment, str]]] = {}  # by stream and id: the last state, and the verdict that tells it
     num_pictures = 0
     for where, payload in verdicts:
         verdict = _checked(book, where, payload)
@@ -213,18 +242,33 @@ def collect(verdicts: Iterable[tuple[str, bytes]], *, shadow: Iterable[tuple[str
         before = seen.pop(verdict.id, None)
         one = _seen(verdict, stream, book.payloads.append(payload))
         seen[verdict.id] = one
-        num_pictures += len(one.pictures) - (0 if before is None else len(before.pictures))
+        num_pictures += len(one.pictures)
+        if before is not None:
+            num_pictures -= len(before.pictures)
+            book.payloads.drop(before.payload)
         for segment in verdict.segments or ():
-            segments.setdefault(stream, {})[segment.id] = segment
+            segments.setdefault(stream, {})[segment.id] = segment, verdict.id
         while num_pictures > max_cases and len(seen) > 1:
             oldest = next(iter(seen))
-            num_left_out = len(seen.pop(oldest).pictures)
-            num_pictures -= num_left_out
-            book.num_left_out += num_left_out
+            left_out = seen.pop(oldest)
+            book.payloads.drop(left_out.payload)
+            _forget_segments(segments, left_out, oldest)
+            num_pictures -= len(left_out.pictures)
+            book.num_left_out += len(left_out.pictures)
     _fill(book, seen, dict(_shadowed(book, shadow, seen)))
     for one_stream in book.streams:
-        one_stream.segments = segments.get(one_stream.name, {})
+        one_stream.segments = {name: segment for name, (segment, _) in segments.get(one_stream.name, {}).items()}
     return book
+
+
+def _forget_segments(segments: dict[str, dict[str, tuple[Segment, str]]], left_out: _Seen, verdict_id: str) -> None:
+    """Those that no later verdict speaks of go with it: none of their frames is left."""
+    of_stream = segments.get(left_out.stream, {})
+    for name in left_out.segments:
+        if name in of_stream and of_stream[name][1] == verdict_id:
+            del of_stream[name]
+    if not of_stream:
+        segments.pop(left_out.stream, None)
 
 
 def _checked(book: CaseBook, where: str, payload: bytes) -> Verdict | None:
@@ -262,6 +306,8 @@ def flaw(verdict: Verdict) -> str | None:
     indices = [frame.index for frame in verdict.frames or ()]
     if len(set(indices)) != len(indices) or any(index < 0 for index in indices):
         return "the indices of its frames are none"
+    if any(abs(time_ms) >= 1 << 63 for one in verdict.segments or () for time_ms in (one.start_ms, one.end_ms, one.peak_ms)):
+        return "a time of its segments is none"
     size = (verdict.media.height, verdict.media.width)
     for seen in _pictures(verdict):
         if len(seen.faces) > MAX_FACES:
@@ -319,6 +365,7 @@ def _seen(verdict: Verdict, stream: str, payload: int) -> _Seen:
         tuple(pictures),
         tuple((point.t_ms, point.track, point.fake_score, point.smoothed, point.frame) for point in verdict.timeline or ()),
         verdict.stream,
+        tuple(segment.id for segment in verdict.segments or ()),
     )
 
 

@@ -1,11 +1,11 @@
-"""What was decided: one review a line of a file, or one a record of a topic; never changed, of the same face and reviewer the last one counts.
+"""What was decided: one review a line of a file, or one a record of a topic; never changed, of the same face and reviewer the latest one counts.
 
 A line is written whole under a lock and is on the disk before the reviewer is told. Several desks may share a file: each reads what the others add.
 """
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -31,6 +31,9 @@ class DecisionError(Exception):
 
 class DecisionLog(Protocol):
     """Where decisions go."""
+
+    num_unread: int
+    """Lines or records that are no reviews, so far."""
 
     def append(self, review: Review) -> None:
         """Keep one; returns when it cannot be lost any more. Raises DecisionError."""
@@ -64,7 +67,10 @@ class DecisionFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
-                end = os.fstat(self._file).st_size
+                stat = os.fstat(self._file)
+                if not stat.st_nlink:  # what is written to it would go with this process
+                    raise DecisionError(f"the decision was not written: {self.path} was deleted or replaced; open the desk again")
+                end = stat.st_size
                 if end and os.pread(self._file, 1, end - 1) != b"\n":
                     line = b"\n" + line
                 while line:
@@ -73,7 +79,7 @@ class DecisionFile:
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
-            raise DecisionError(f"the decision was not written to {self.path}: {error.strerror}") from None
+            raise DecisionError(f"the decision was not written to {self.path}: {error.strerror}; mend that and decide again") from None
 
     def fresh(self) -> list[Review]:
         """Whole lines behind those that were read before."""
@@ -95,7 +101,7 @@ class DecisionFile:
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
-            raise DecisionError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise DecisionError(f"{self.path} cannot be read: {error.strerror}; open the desk again, or give --decisions another file") from None
         return found
 
     def close(self) -> None:
@@ -120,7 +126,10 @@ class DecisionTopic:
             key, value, headers = review_record(review)
             self._producer.send(self._topic, key=key, value=value, headers=headers).get(timeout=self._kafka.delivery_timeout_ms / 1000)
         except KafkaError as error:
-            raise DecisionError(f"the decision was not taken by topic {self._topic!r}: {type(error).__name__}: {error}") from None
+            cause = f"{type(error).__name__}: {error}"
+            raise DecisionError(
+                f"the decision was not taken by topic {self._topic!r}: {cause}; check the kafka.* settings and decide again"
+            ) from None
 
     def fresh(self) -> list[Review]:
         """Everything on the topic, once."""
@@ -179,30 +188,29 @@ class Decided:
         self._by_picture: dict[tuple[str, str, int | None], dict[tuple[int | None, str], Review]] = {}
 
     def take(self, review: Review) -> None:
-        """Let a review count, in place of the reviewer's earlier one."""
+        """Let a review count, in place of the reviewer's earlier one, wherever that stands."""
         picture = (review.verdict, review.engine, review.frame)
         if picture not in self._known:
             return
         standing = self._by_picture.setdefault(picture, {})
-        if review.withdrawn:
-            standing.pop((review.face, review.reviewer), None)
-        else:
+        before = standing.get((review.face, review.reviewer))
+        if before is None or review.decided_at >= before.decided_at:  # as the trainer counts them
             standing[review.face, review.reviewer] = review
 
     def of(self, case: Case) -> list[Review]:
         """Every review of a case that counts."""
-        return list(self._by_picture.get((case.verdict_id, case.engine, case.frame), {}).values())
+        standing = self._by_picture.get((case.verdict_id, case.engine, case.frame), {})
+        return [review for review in standing.values() if not review.withdrawn]
+
+    def latest(self, subject: Subject, reviewer: str) -> Review | None:
+        """A reviewer's last word on a face, withdrawn or not."""
+        return self._by_picture.get(subject[:3], {}).get((subject.face, reviewer))
 
     def one(self, subject: Subject, reviewer: str) -> Review | None:
         """What a reviewer says of a face."""
-        return self._by_picture.get(subject[:3], {}).get((subject.face, reviewer))
+        found = self.latest(subject, reviewer)
+        return None if found is None or found.withdrawn else found
 
     def deciders(self, case: Case) -> frozenset[str]:
         """Who has decided about its leading face."""
-        standing = self._by_picture.get((case.verdict_id, case.engine, case.frame), {})
-        return frozenset(reviewer for face, reviewer in standing if face == case.lead)
-
-    def __iter__(self) -> Iterator[Review]:
-        """All that count."""
-        for standing in self._by_picture.values():
-            yield from standing.values()
+        return frozenset(review.reviewer for review in self.of(case) if review.face == case.lead)

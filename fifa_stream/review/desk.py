@@ -22,7 +22,7 @@ from fifa_stream.review.cases import Case, CaseBook, Point, Stream, picture_of
 from fifa_stream.review.decisions import Decided, DecisionLog, Subject
 from fifa_stream.review.export import export_case, export_name
 from fifa_stream.review.pictures import Pictures
-from fifa_stream.review.queue import Order, Wanted, ordered
+from fifa_stream.review.queue import Order, Standing, Wanted, ordered, sampling_of
 from fifa_stream.review.sources import NoPicture
 from fifa_stream.views import INKS, FaceView, MaskError, hit_path, jpeg, pieces, shown_frame, tint
 
@@ -93,6 +93,11 @@ class Desk:
         for review in self._log.fresh():
             self._decided.take(review)
 
+    @property
+    def num_unread(self) -> int:
+        """Lines or records among the decisions that are no reviews, and count nothing."""
+        return self._log.num_unread
+
     def head(self) -> Json:
         """What the page says before a case is chosen."""
         with self._lock:
@@ -119,6 +124,16 @@ class Desk:
             if wanted.stream is not None and not 0 <= wanted.stream < len(self.book.streams):
                 raise Refusal("there is no such stream")
             return ordered(self.book, order, wanted, deciders=self._decided.deciders, me=self.reviewer)
+
+    def sampling(self, order: Order, wanted: Wanted) -> Sampling:
+        """How the cases of such a queue come up: what may be concluded from decisions beyond them hangs on that."""
+        with self._lock:
+            standing = (review for case in self.book.cases for review in self._decided.of(case) if review.face == case.lead)
+            passed_over = {
+                Standing.OPEN: lambda: {review.sampling for review in standing if review.reviewer == self.reviewer},
+                Standing.UNTOUCHED: lambda: {review.sampling for review in standing},
+            }
+            return sampling_of(order, wanted, passed_over.get(wanted.standing, set)())
 
     def rows(self, numbers: Sequence[int]) -> list[Json]:
         """Those cases as lines of the queue."""
@@ -184,7 +199,8 @@ class Desk:
         }
 
     def _face(self, face: FaceVerdict, seen: Verdict | SampledFrame, verdict: Verdict) -> Json:
-        view = FaceView.around(face.box, width=verdict.media.width or 1, height=verdict.media.height or 1)
+        size = (verdict.media.height or 1, verdict.media.width or 1)
+        view = FaceView.around(face.box, width=size[1], height=size[0])
         answer = _answer_of(face, seen)
         asked = None
         if answer is not None and seen.query is not None:
@@ -193,7 +209,7 @@ class Desk:
                 "words": visible(seen.query.words, 300),
                 "tampered": answer.tampered,
                 "probability": answer.tampered_probability,
-                "area": None if answer.box is None else _mark(view, answer.mask, first + len(answer.evidence), seen.query.words),
+                "area": None if answer.box is None else _mark(view, size, answer.mask, first + len(answer.evidence), seen.query.words),
                 "pieces": [[visible(part, MAX_TEXT), None if index is None else first + index] for part, index in _cut(answer)],
             }
         return {
@@ -206,7 +222,7 @@ class Desk:
             "types": [[visible(name, MAX_NAME), p] for name, p in list(face.forgery_type.probs.items())[:16]],
             "view": [view.width, view.height],
             "pieces": [[visible(part, MAX_TEXT), index] for part, index in _cut(face)],
-            "marks": [_mark(view, item.mask, number, item.phrase) | _measured(item) for number, item in enumerate(_phrases(face, answer))],
+            "marks": [_mark(view, size, item.mask, number, item.phrase) | _measured(item) for number, item in enumerate(_phrases(face, answer))],
             "answer": asked,
             "askedBox": None if seen.query is None or seen.query.box is None else view.box(seen.query.box),
             "notes": _notes(face.notes),
@@ -299,11 +315,14 @@ class Desk:
                 review = last.after.model_copy(update=changes)
             else:
                 review = last.before
-            self._keep(Review.model_validate(review.model_dump() | {"decided_at": self._now()}))
+            self._keep(review)
             self._undo.pop()
-            return self._after(self.book.cases[last.case]) | {"undone": last.after.decision.value}
+            return self._after(self.book.cases[last.case]) | {"undone": last.after.decision.value, "sampling": last.after.sampling}
 
     def _keep(self, review: Review) -> None:
+        """Now, and not before what it follows: a clock that was set back would let the earlier one count."""
+        now, before = self._now(), self._decided.latest(Subject.of(review), self.reviewer)
+        review = Review.model_validate(review.model_dump() | {"decided_at": now if before is None else max(now, before.decided_at)})
         self._log.append(review)
         self._decided.take(review)
         self._catch_up()
@@ -326,7 +345,7 @@ class Desk:
             raise Refusal(f"case {case.number} has {len(phrases)} phrases, got numbers {choice.phrases}")
         objected = [phrases[number] for number in choice.phrases] if choice.decision in (Decision.WRONG_PLACE, Decision.WRONG_TEXT) else []
         if choice.true_forgery_type is not None and choice.true_forgery_type not in FORGERY_TYPES:
-            raise Refusal("the type is none of ours")
+            raise Refusal(f"{choice.true_forgery_type[:80]!r} is no type of forgery; choose one of {', '.join(FORGERY_TYPES)}")
         stream = self.book.streams[case.stream].name
         truth = None if choice.decision is Decision.SKIP else truth_of(label, choice.decision) or choice.truth
         try:
@@ -360,11 +379,13 @@ class Desk:
             raise Refusal(f"the decision does not fit: {' '.join(str(error).split())[:300]}") from None
 
     def export(self, number: int) -> tuple[str, bytes]:
-        """A case as a file: its name and its bytes. Raises NoPicture, VerifyError."""
+        """A case as a file: its name and its bytes, with what was decided of this very verdict. Raises NoPicture, VerifyError."""
         case = self._case(number)
         verdict, payload = self.book.verdict(case)
+        digest = hashlib.sha256(payload).hexdigest()
+        reviews = [review for review in self.reviews(case) if review.verdict_sha256 == digest]
         exported = export_case(
-            payload, case.frame, media=self.pictures.encoded(verdict), reviews=self.reviews(case), exported_by=self.reviewer, exported_at=self._now()
+            payload, case.frame, media=self.pictures.encoded(verdict), reviews=reviews, exported_by=self.reviewer, exported_at=self._now()
         )
         return export_name(verdict, case.frame), exported
 
@@ -414,9 +435,11 @@ def _cut(explained: FaceVerdict | FaceAnswer) -> list[tuple[str, int | None]]:
     return [] if explained.explanation is None else pieces(explained.explanation.text, explained.evidence)
 
 
-def _mark(view: FaceView, run_lengths: RunLengths, number: int, words: str) -> Json:
+def _mark(view: FaceView, size: tuple[int, int], run_lengths: RunLengths, number: int, words: str) -> Json:
     mark: Json = {"n": number, "ink": number % len(INKS), "words": visible(words, 1_000), "mask": None, "hit": None, "pixels": 0}
     try:
+        if run_lengths.size != size:  # before a pixel of it is set: a few bytes of run lengths may be a mask of any size
+            raise MaskError(f"a mask of {run_lengths.size[0]} x {run_lengths.size[1]} lies on a picture of {size[0]} x {size[1]}")
         mask_HW = view.mask(run_lengths)
     except MaskError as error:
         return mark | {"flaw": visible(str(error), 300)}

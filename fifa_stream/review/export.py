@@ -47,6 +47,7 @@ MANIFEST: Final = "manifest.json"
 PAGE: Final = "index.html"
 VERDICT: Final = "verdict.json"
 REVIEWS: Final = "reviews.jsonl"
+_LIMITS: Final = DecodeLimits(max_image_bytes=MAX_FILE_BYTES)
 _SUFFIXES: Final = {JPEG: "jpg", PNG: "png", WEBP: "webp", MP4: "mp4"}
 _NAME = re.compile(
     r"manifest\.json|index\.html|verdict\.json|reviews\.jsonl|media\.(?:jpg|png|webp|mp4)|masks/face-[0-9]{1,9}(?:-asked)?-[0-9]{1,4}\.png"
@@ -55,6 +56,10 @@ _NAME = re.compile(
 _NO_ARCHIVE = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error)
 """What zipfile raises of bytes that are no archive. It documents the first alone."""
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
+_END: Final = struct.Struct("<4s4H2LH")
+"""End record of an archive: signature, four counts, size and place of the directory, length of a comment."""
+_ENTRY_BYTES: Final = 46 + 40
+"""Of one part in the directory, with the longest of names."""
 
 
 class VerifyError(Exception):
@@ -128,8 +133,12 @@ def export_case(
         raise VerifyError("the picture is not the one that the verdict speaks of")
     _check_spans_and_masks(verdict)
     entry = PageEntry(verdict.id, media, verdict, facts=(*_facts(verdict, payload, exported_by, exported_at), *_review_facts(reviews)), frame=frame)
+    try:
+        page = render_page([entry], title=f"Case {verdict.id}")
+    except RecordError as error:
+        raise VerifyError(f"the picture does not decode: {error}") from None
     parts = {
-        PAGE: render_page([entry], title=f"Case {verdict.id}").encode(),
+        PAGE: page.encode(),
         VERDICT: payload,
         f"media.{_SUFFIXES[kind]}": media,
         REVIEWS: b"".join(review.model_dump_json().encode() + b"\n" for review in reviews),
@@ -225,19 +234,23 @@ def verify(archive: bytes, *, digest: str | None = None) -> Verified:
     _check_media(verdict, manifest.frame, members)
     _check_spans_and_masks(verdict)
     num_masks = _check_mask_files(verdict, manifest.frame, members)
-    return Verified(manifest, verdict, _check_reviews(verdict, payload, members[REVIEWS]), num_masks)
+    return Verified(manifest, verdict, _check_reviews(verdict, payload, manifest.frame, members[REVIEWS]), num_masks)
 
 
 def _read(archive: bytes) -> dict[str, bytes]:
-    """Every member, in the order of the archive. Nothing is unpacked: members are stored as they are, so that none is larger than the file."""
+    """Every member, in the order of the archive. Nothing is unpacked: members are stored as they are and do not overlap, so that all of them together
+    are no larger than the file."""
     if len(archive) > MAX_FILE_BYTES:
         raise VerifyError(f"the file has more than {MAX_FILE_BYTES} bytes; no exported case has")
+    _check_end(archive)
     members: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(BytesIO(archive)) as opened:
             listed = opened.infolist()
             if len(listed) > MAX_PARTS:
                 raise VerifyError(f"the archive has {len(listed)} parts; no exported case has more than {MAX_PARTS}")
+            if sum(one.compress_size for one in listed) > len(archive):  # zipfile looks for this from Python 3.11.8 on
+                raise VerifyError("the parts of the archive overlap; those of an exported case do not")
             for one in listed:
                 if not _NAME.fullmatch(one.filename) or one.filename in members:
                     raise VerifyError(f"the archive has a part {one.filename[:80]!a}, which no exported case has, or has it twice")
@@ -253,6 +266,17 @@ def _read(archive: bytes) -> dict[str, bytes]:
         if len(members[name]) > limit:
             raise VerifyError(f"{name} has more than {limit} bytes")
     return members
+
+
+def _check_end(archive: bytes) -> None:
+    """The directory is short: zipfile reads all of it, however long, before anything can be asked of it."""
+    if len(archive) < _END.size:
+        raise VerifyError("the file is no whole ZIP archive: it is too short")
+    signature, *_, size_bytes, _, comment_bytes = _END.unpack(archive[-_END.size :])
+    if signature != b"PK\x05\x06" or comment_bytes or archive[-_END.size - 20 :].startswith(b"PK\x06\x07"):
+        raise VerifyError("the file is no whole ZIP archive: it does not end as an exported case does")
+    if size_bytes > MAX_PARTS * _ENTRY_BYTES:
+        raise VerifyError(f"the archive lists more than {MAX_PARTS} parts; no exported case has so many")
 
 
 def _manifest(content: bytes, digest: str | None) -> CaseManifest:
@@ -299,10 +323,13 @@ def _check_media(verdict: Verdict, frame: int | None, members: dict[str, bytes])
         raise VerifyError(f"{names[0]} is not the picture that the verdict speaks of")
     if names[0] != f"media.{_SUFFIXES.get(sniff(media) or '')}":
         raise VerifyError(f"{names[0]} is not what its name says")
+    height, width = verdict.media.height or 0, verdict.media.width or 0
+    if height * width > _LIMITS.max_pixels:
+        raise VerifyError(f"{VERDICT}: {names[0]} is said to have {width} x {height} pixels, more than {_LIMITS.max_pixels}; no exported case has")
     if frame is not None:
         return  # a chunk is not decoded here: its digest is that of the verdict, and PyAV may not be at hand
     try:
-        shape = decode_image(media, content_type=None, limits=DecodeLimits(max_image_bytes=MAX_FILE_BYTES)).image_HWC.shape
+        shape = decode_image(media, content_type=None, limits=_LIMITS).image_HWC.shape
     except RecordError as error:
         raise VerifyError(f"{names[0]}: {error}") from None
     if None not in (verdict.media.width, verdict.media.height) and shape[:2] != (verdict.media.height, verdict.media.width):
@@ -364,7 +391,9 @@ def _check_mask(where: str, mask: RunLengths, box: Box | None, size: tuple[int |
         raise VerifyError(f"{VERDICT}: {where}: the box {box} is not that of its mask, {found}")
 
 
-def _check_reviews(verdict: Verdict, payload: bytes, lines: bytes) -> tuple[Review, ...]:
+def _check_reviews(verdict: Verdict, payload: bytes, frame: int | None, lines: bytes) -> tuple[Review, ...]:
+    """Reviews speak of these very bytes: a record that was answered again has another text, whose phrases another review means."""
+    told = (verdict.id, hashlib.sha256(payload).hexdigest(), verdict.media.sha256, verdict.engine.manifest_sha256, frame)
     reviews = []
     for number, line in enumerate(lines.splitlines(), 1):
         try:
@@ -372,7 +401,7 @@ def _check_reviews(verdict: Verdict, payload: bytes, lines: bytes) -> tuple[Revi
         except ValidationError as error:
             why = error.errors(include_url=False, include_input=False)[0]["msg"][:200]
             raise VerifyError(f"{REVIEWS}:{number}: it is no review: {why}") from None
-        if (review.verdict, review.media_sha256, review.engine) != (verdict.id, verdict.media.sha256, verdict.engine.manifest_sha256):
-            raise VerifyError(f"{REVIEWS}:{number}: it is about another verdict")
+        if (review.verdict, review.verdict_sha256, review.media_sha256, review.engine, review.frame) != told:
+            raise VerifyError(f"{REVIEWS}:{number}: it is about another verdict, or another frame of it")
         reviews.append(review)
     return tuple(reviews)

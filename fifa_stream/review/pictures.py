@@ -95,7 +95,7 @@ class Pictures:
         digest = verdict.media.sha256
         if (kept := self._encoded.get(digest)) is not None:
             return kept
-        why = "no source has the picture"
+        why = f"no source has the picture {digest[:12]}; give it with --frames"
         for place in self._media:
             try:
                 encoded = place.find(verdict)

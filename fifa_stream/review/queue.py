@@ -1,11 +1,12 @@
 """Which cases wait, and in which order: worst score, least certain, most disputed, or as time went."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
 from engines.contracts import Label
+from engines.reviews import Sampling
 from fifa_stream.review.cases import Case, CaseBook
 
 
@@ -57,6 +58,17 @@ def ordered(book: CaseBook, order: Order, wanted: Wanted, *, deciders: Callable[
         Order.TIME: lambda case: (case.stream, -1 if case.t_ms is None else case.t_ms),
     }
     return [case.number for case in sorted(chosen, key=keys[order])]
+
+
+def sampling_of(order: Order, wanted: Wanted, passed_over: Collection[Sampling | None]) -> Sampling:
+    """How the cases of a queue come up. `passed_over` says it of those that do not come again, since they were decided before: what is left of a
+    queue whose top is gone is no draw from all of it, though one from cases of like scores."""
+    is_chosen = wanted.forgery_type is not None or wanted.stream is not None or wanted.standing is Standing.MINE
+    if is_chosen or order is Order.TIME or (order is Order.RANDOM and wanted.label is not None):
+        return Sampling.OTHER
+    if order is not Order.RANDOM or set(passed_over) <= {Sampling.RANDOM}:
+        return Sampling(order.value)
+    return Sampling.SCORE if set(passed_over) <= {Sampling.RANDOM, Sampling.SCORE, Sampling.UNCERTAINTY} else Sampling.OTHER
 
 
 def _chance(case: Case) -> float:

@@ -89,6 +89,11 @@ class Door:
             return False
         return name == "localhost" or name in self.hosts or _is_address(name)
 
+    def is_own(self, origin: str, host: str) -> bool:
+        """Whether a page of this origin is ours, under a Host header of ours. A proxy that has one of our names may add TLS."""
+        schemes = ("https",) if self.is_tls else ("http", "https") if _split(host)[0] in self.hosts else ("http",)
+        return origin in [f"{scheme}://{host}" for scheme in schemes]
+
 
 def _split(host: str) -> tuple[str, int | None]:
     name, colon, port = host.rpartition(":")
@@ -140,9 +145,9 @@ class _Guard:
         if len(hosts) != 1 or not self._door.knows(hosts[0]):
             return _problem(421, "this desk has another name; open it by the address that it printed, or name it with --allow-host")
         if len(request.scope["query_string"]) > MAX_QUERY_BYTES or _is_long(headers.get("content-length", "0")):
-            return _problem(413, "the request is too large")
-        scheme = "https" if self._door.is_tls else "http"
-        is_foreign = headers.get("origin") not in (None, f"{scheme}://{hosts[0]}") or headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            return _problem(413, f"the request is too large: at most {MAX_QUERY_BYTES} bytes of query and {MAX_BODY_BYTES} of body are taken")
+        origin = headers.get("origin")
+        is_foreign = (origin is not None and not self._door.is_own(origin, hosts[0])) or headers.get("sec-fetch-site") in ("cross-site", "same-site")
         is_link = request.method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
         if is_foreign and not is_link:
             return _problem(403, "the request comes from another page")
@@ -169,7 +174,7 @@ def _bounded(receive: Receive) -> Receive:
         message = await receive()
         left -= len(message.get("body", b""))
         if left < 0:
-            raise HTTPException(413, "the request is too large")
+            raise HTTPException(413, f"the request is too large: at most {MAX_BODY_BYTES} bytes of body are taken")
         return message
 
     return bounded
@@ -214,7 +219,8 @@ def desk_app(desk: Desk, door: Door) -> ASGIApp:
             int(asked["stream"]) if asked.get("stream") else None,
             Standing(asked.get("standing", "all")),
         )
-        return JSONResponse({"cases": desk.queue(Order(asked.get("order", "score")), wanted)})
+        order = Order(asked.get("order", "score"))
+        return JSONResponse({"cases": desk.queue(order, wanted), "sampling": desk.sampling(order, wanted)})
 
     def rows(request: Request, _: Any) -> Response:
         return JSONResponse(desk.rows([int(one) for one in request.query_params.get("cases", "").split(",") if one]))
@@ -319,7 +325,9 @@ def read_token(address: Address) -> str | None:
         cause = (isinstance(error, OSError) and error.strerror) or "it is not text"
         raise ConfigError(f"--token-file {str(address.token_file)!r} cannot be read: {cause}; write a token into it") from None
     if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii():
-        raise ConfigError(f"--token-file {str(address.token_file)!r} holds no token of {MIN_TOKEN_CHARACTERS} ASCII characters or more")
+        raise ConfigError(
+            f"--token-file {str(address.token_file)!r} holds no token of {MIN_TOKEN_CHARACTERS} ASCII characters or more; write one into it"
+        )
     return token
 
 
@@ -334,7 +342,8 @@ def serve_desk(desk: Desk, address: Address, *, is_open: Callable[[str, str | No
     with listening:
         port = listening.getsockname()[1]
         is_tls = address.tls_certificate is not None
-        door = Door(port, frozenset(name.lower() for name in (address.host, *address.names)), token, is_tls)
+        names = (*address.names, *(() if _is_address(address.host) else (address.host,)))
+        door = Door(port, frozenset(name.lower() for name in names), token, is_tls)
         config = uvicorn.Config(
             desk_app(desk, door),
             log_level="warning",

@@ -54,6 +54,16 @@ def test_what_was_withdrawn_is_told_as_a_skip() -> None:
         review(withdrawn=True, decision=Decision.AGREE, truth="fake")
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_score_or_a_box_beyond_measure_is_refused(value: str) -> None:
+    """JSON has no such numbers and Python reads them: a calibration fitted on one would be proposed, since no bound is exceeded by NaN."""
+    line = review(raw_score=2.5, box=(0.0, 1.0, 2.0, 3.0)).model_dump_json()
+    assert Review.model_validate_json(line).raw_score == 2.5
+    for good in ('"raw_score":2.5', '"box":[0.0,1.0,2.0,3.0]'):
+        with pytest.raises(ValidationError, match="finite"):
+            Review.model_validate_json(line.replace(good, good.replace("2.5", value).replace("3.0", value)))
+
+
 def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValidationError, match="time zone"):
         review(decided_at=datetime(2026, 1, 1))

@@ -109,6 +109,16 @@ def test_a_recording_of_the_topic_is_read_as_the_reviews_in_it(make_review: Make
         read_reviews(tmp_path / "r.jsonl")
 
 
+def test_a_record_whose_value_is_not_base64_is_named(make_review: MakeReview, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    for value in ("not base64", "\u00e4"):
+        path.write_text(
+            make_review(1).model_dump_json() + "\n" + json.dumps({"offset": 1, "value": value}, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        with pytest.raises(ReviewsError, match=r"reviews\.jsonl, line 2: the value of the record is not base64"):
+            read_reviews(path)
+
+
 def test_a_file_is_bounded(make_review: MakeReview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.reviews.MAX_REVIEWS", 2)
     with pytest.raises(ReviewsError, match="line 3: more than 2 reviews"):
@@ -144,7 +154,16 @@ def test_an_objection_speaks_of_the_phrases_it_names_else_of_all(make_review: Ma
 def test_a_case_that_came_from_a_segment_was_not_drawn_at_random(make_review: MakeReview) -> None:
     assert case_of(make_review(1)).sampling is Sampling.RANDOM
     assert case_of(make_review(1, segment="0.0.40")).sampling is Sampling.OTHER
-    assert case_of(make_review(1), make_review(1, reviewer="b", sampling="score")).sampling is None
+
+
+def test_what_one_reviewer_drew_at_random_stays_so_whoever_else_looks(make_review: MakeReview) -> None:
+    def by(*ways: str | None) -> Sampling | None:
+        return case_of(*(make_review(1, reviewer=f"r{number}", sampling=way) for number, way in enumerate(ways))).sampling
+
+    assert by("random", "score") is by("disagreement", None, "random") is Sampling.RANDOM
+    assert by("disagreement", "score") is Sampling.SCORE and by("uncertainty", None) is Sampling.UNCERTAINTY
+    assert by("disagreement", None) is by(None) is None and by("disagreement", "other") is Sampling.OTHER
+    assert case_of(make_review(1), make_review(1, reviewer="b", segment="0.0.40")).sampling is Sampling.RANDOM
 
 
 def test_streams_that_show_one_picture_are_one_identity(make_review: MakeReview) -> None:

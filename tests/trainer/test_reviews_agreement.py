@@ -169,6 +169,14 @@ def test_what_was_not_drawn_at_random_does_not_speak_of_the_queue(make_review: M
     assert "unknown_selection" in queue_table(cases_of(sorted_ones), None)["not estimated"]["why"]
 
 
+def test_a_second_reviewer_who_begins_at_the_top_takes_no_fake_out_of_what_the_first_drew_at_random(make_review: MakeReview) -> None:
+    """A queue of 100 faces whose first 10 are fake: half of it drawn at random by one, its top looked at by another."""
+    drawn = [make_review(number, truth="fake" if number < 10 else "real", fake_score=1 - number / 100) for number in range(0, 100, 2)]
+    top = [make_review(number, reviewer="b", sampling="score", fake_score=1 - number / 100) for number in range(10)]
+    for reviews in (drawn, [*drawn, *top]):
+        assert queue_table(cases_of(reviews), None)["fakes in the queue"]["share"] == 0.1
+
+
 def test_strata_are_weighted_to_the_queue(make_review: MakeReview) -> None:
     low = [make_review(number, label="real", truth="real", fake_score=0.02, sampling="score") for number in range(10)]
     high = [make_review(100 + number, truth="fake" if number < 15 else "real", fake_score=0.97, sampling="score") for number in range(20)]
@@ -202,7 +210,7 @@ def test_faces_chosen_by_what_they_show_are_left_out_of_the_weights(make_review:
 
 def test_totals_are_twenty_counts(tmp_path: Path) -> None:
     assert sum(counted_in_bins([0.0, 0.05, 1.0])) == 3 and counted_in_bins([1.0])[-1] == 1
-    for content in ("[]", "{", "[1.5]", str([-1] * NUM_BINS)):
+    for content in ("[]", "{", "[1.5]", str([-1] * NUM_BINS), str([10**30] * NUM_BINS), str([9 * 10**18] * NUM_BINS)):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(ValueError, match=r"20 counts|list of 20"):
             read_totals(tmp_path / "t.json")

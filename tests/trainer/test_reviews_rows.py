@@ -128,6 +128,15 @@ def test_only_phrases_that_nobody_objects_to_are_told(
     assert (area > 0.6 * whole.told[0][1]) if share == 1 else (area == 0) if share == 0 else 0 < area < whole.told[0][1]
 
 
+def test_a_face_of_two_engines_has_the_phrases_of_the_verdict_that_is_there_and_no_others(seen: Seen, tmp_path: Path) -> None:
+    """Faces and phrases are counted anew in every verdict: a number of one means nothing in another."""
+    other = {"engine": "a" * 64, "face": 1, "verdict_sha256": "1" * 64, "decision": "wrong_place", "evidence": ("0.0",), "objected": ("chin",)}
+    annotator = ListeningAnnotator()
+    annotate_reviews(read(seen.review(**other), seen.review()), seen.frames, tmp_path / "out", verdicts=seen.verdicts, annotator=annotator)
+    ((places, pixels, _),) = annotator.told
+    assert {*places} == {"mouth", "nose"} and pixels == sum(places.values())
+
+
 def test_without_verdicts_a_fake_has_no_masks(seen: Seen, tmp_path: Path) -> None:
     annotator = ListeningAnnotator()
     made = annotate_reviews(read(seen.review()), seen.frames, tmp_path / "out", annotator=annotator)
@@ -225,6 +234,26 @@ def test_a_stream_is_forgotten_with_its_crops(tmp_path: Path, make_review: MakeR
     assert len(list((out / "faces").iterdir())) == 1
 
 
+def test_a_note_on_a_picture_of_two_streams_is_forgotten_with_either(tmp_path: Path, seen: Seen) -> None:
+    told = [seen.review(stream="mine"), seen.review(verdict="fifa.frames/1/1", stream="theirs", truth="real")]
+    for stream in ("mine", "theirs"):
+        made = annotate_reviews(read(*told), seen.frames, tmp_path / stream, annotator=ListeningAnnotator())
+        assert [note.why for note in made.left_out] == [Why.CONFLICT]
+        assert forget(tmp_path / stream, [stream]) == 0 and (tmp_path / stream / "left-out.jsonl").read_text() == ""
+
+
+def test_a_folder_that_was_not_made_of_reviews_is_left_alone(tmp_path: Path, seen: Seen) -> None:
+    annotate_reviews(read(seen.review()), seen.frames, tmp_path, annotator=ListeningAnnotator())
+    row = json.loads((tmp_path / "train.jsonl").read_text() + (tmp_path / "dev.jsonl").read_text())
+    (tmp_path / "train.jsonl").write_text(json.dumps({name: value for name, value in row.items() if name != "review"}) + "\n")
+    with pytest.raises(ValueError, match="was not made of reviews"):
+        forget(tmp_path, ["cam"])
+    (tmp_path / "left-out.jsonl").unlink()
+    with pytest.raises(ValueError, match="was not made of reviews"):
+        forget(tmp_path, ["cam"])
+    assert len(list((tmp_path / "faces").iterdir())) == 1
+
+
 # --- Pictures and verdicts --------------------------------------------------------------------------------------------------------------------
 
 
@@ -295,11 +324,12 @@ def test_a_mask_goes_into_the_crop_as_the_picture_does(x: int, y: int, side: int
 def test_a_mask_of_another_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="do not belong together"):
         mask_in_crop(RunLengths(size=(3, 3), counts="9"), crop_face(np.zeros((50, 50, 3), np.uint8), (0.0, 0.0, 40.0, 40.0), None, 224), (50, 50))
-    longer = Mask.encode(np.ones((400, 400), bool)).counts
-    with pytest.raises(ValueError, match="none of a mask"):
-        mask_in_crop(
-            RunLengths(size=(50, 50), counts=longer), crop_face(np.zeros((50, 50, 3), np.uint8), (0.0, 0.0, 40.0, 40.0), None, 224), (50, 50)
-        )
+    longer, shorter = (Mask.encode(np.ones((side, side), bool)).counts for side in (400, 4))
+    for counts in (longer, shorter, "", "~~"):  # those that are too short would leave the rest of the mask to what memory held before
+        with pytest.raises(ValueError, match="none of a mask"):
+            mask_in_crop(
+                RunLengths(size=(50, 50), counts=counts), crop_face(np.zeros((50, 50, 3), np.uint8), (0.0, 0.0, 40.0, 40.0), None, 224), (50, 50)
+            )
 
 
 # --- With the annotator -----------------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ const svg = (tag, attributes, ...children) => filled(document.createElementNS(SV
 const chip = (kind, text) => el("span", { class: `chip ${kind}` }, text ?? kind);
 const shownScore = (score) => score === null ? "-" : score.toFixed(3);
 const seconds = (ms) => ms === null ? "" : `${(ms / 1000).toFixed(1)} s`;
-// A time of a stream, or the Unix time of a record.
-const shownTime = (ms) => ms === null ? "" : ms > 1e11 ? new Date(ms).toISOString().replace("T", " ").slice(0, 23) : seconds(ms);
+// A time of a stream, or the Unix time of a record; a sender may say any, and beyond 8.64e15 there is no date.
+const shownTime = (ms) => ms === null ? "" : ms > 1e11 && ms <= 8.64e15 ? new Date(ms).toISOString().replace("T", " ").slice(0, 23) : seconds(ms);
 const DECISIONS = { agree: "agree", disagree: "disagree", wrong_place: "wrong place", wrong_text: "wrong text", skip: "skip" };
 
 const say = (text) => { find("said").textContent = text; };
@@ -46,7 +46,7 @@ const attempt = (work) => async (...given) => {
 
 // ---- the queue: as many rows in the page as are in sight
 
-const queue = { cases: [], rows: new Map(), elements: new Map(), at: -1, wanted: 0, isAsking: false };
+const queue = { cases: [], rows: new Map(), elements: new Map(), at: -1, wanted: 0, isAsking: false, sampling: "other" };
 
 const list = find("list"), rows = find("rows");
 
@@ -125,9 +125,10 @@ const loadQueue = attempt(async () => {
   const asked = new URLSearchParams();
   for (const name of ["order", "label", "type", "stream", "standing"]) if (find(name).value) asked.set(name, find(name).value);
   const turn = queue.wanted += 1;
-  const { cases } = await api(`/api/queue?${asked}`);
+  const { cases, sampling } = await api(`/api/queue?${asked}`);
   if (turn !== queue.wanted) return;
   queue.cases = cases;
+  queue.sampling = sampling;  // how its cases come up: what may be concluded from decisions beyond them hangs on that
   queue.at = -1;
   for (const row of queue.elements.values()) row.remove();
   queue.elements.clear();
@@ -157,14 +158,15 @@ function choose(index) {
   clearTimeout(opening);
   player.pause();
   desk.isOpening = true;
-  opening = setTimeout(() => openCase(queue.cases[wanted], null), 40);  // while a key is held only the last one is opened
+  opening = setTimeout(() => openCase(queue.cases[wanted], null, queue.sampling), 40);  // while a key is held only the last one is opened
 }
 
 // ---- the case at hand
 
-const desk = { case: null, face: 0, segment: null, turn: 0, choosing: null, isOpening: false };
+const desk = { case: null, face: 0, segment: null, sampling: "other", turn: 0, choosing: null, isOpening: false, isSending: false };
 
-const openCase = attempt(async (number, segment) => {
+// `sampling` says how the case came up: by the queue in its order, or by a step of the player, a link, a reload.
+const openCase = attempt(async (number, segment, sampling = "other") => {
   const turn = desk.turn += 1;
   desk.isOpening = true;
   let told;
@@ -176,10 +178,10 @@ const openCase = attempt(async (number, segment) => {
   if (turn !== desk.turn) return;
   desk.case = told;
   desk.segment = segment;
+  desk.sampling = segment === null ? sampling : "other";
   desk.face = Math.max(0, told.faces.findIndex((face) => face.id === told.lead));
   cancelChoice();
-  find("comment").value = "";
-  find("true-type").value = "";
+  clearExtras();
   drawCase();
   if (queue.cases[queue.at] !== number) select(queue.cases.indexOf(number));
   history.replaceState(null, "", `#${number}`);
@@ -286,7 +288,8 @@ function chooseFace(index) {
   });
   cancelChoice();
   const face = told.faces[index], label = face ? face.label : told.label;
-  find("about").textContent = `${face ? `Face ${face.id + 1}` : "The picture"} is said to be ${label}${desk.segment ? `, in segment ${desk.segment}` : ""}.`;
+  const segment = player.stream?.segments.find((one) => one.id === desk.segment)?.name;  // as it may be shown
+  find("about").textContent = `${face ? `Face ${face.id + 1}` : "The picture"} is said to be ${label}${desk.segment !== null && segment ? `, in segment ${segment}` : ""}.`;
 }
 
 function drawDecisions(decisions) {
@@ -336,20 +339,28 @@ function cancelChoice() {
   find("case").focus();
 }
 
-// How this case came to be decided: what may be concluded from a decision beyond it hangs on that.
-function sampling() {
-  if (desk.segment !== null || queue.cases[queue.at] !== desk.case.n || find("type").value || find("stream").value) return "other";
-  const order = find("order").value;
-  return order === "time" || (order === "random" && find("label").value) ? "other" : order;
+function clearExtras() {
+  find("comment").value = "";
+  find("true-type").value = "";
 }
 
-const decide = attempt(async (decision, phrases, truth) => {
+// One decision at a time: they are kept in the order in which they were made, and none is made twice.
+const sending = (work) => attempt(async (...given) => {
+  if (desk.isSending) throw new Error("Not yet: the last decision is still on its way.");
+  desk.isSending = true;
+  try {
+    await work(...given);
+  } finally {
+    desk.isSending = false;
+  }
+});
+
+const decide = sending(async (decision, phrases, truth) => {
   const told = desk.case, face = told.faces[desk.face] ?? null;
-  const segment = desk.segment ?? player.segmentAt();
   const answer = await api("/api/decisions", {
-    case: told.n, face: face ? face.id : null, decision, phrases, truth, true_forgery_type: find("true-type").value || null, comment: find("comment").value, segment, sampling: sampling(),
+    case: told.n, face: face ? face.id : null, decision, phrases, truth, true_forgery_type: find("true-type").value || null, comment: find("comment").value, segment: desk.segment, sampling: desk.sampling,
   });
-  cancelChoice();
+  if (desk.case.n === told.n) { cancelChoice(); clearExtras(); }
   take(answer);
   say(`${DECISIONS[decision]}: case ${told.verdict}${answer.row.others ? `, ${answer.row.others} others decided` : ""}`);
   if (queue.at >= 0 && queue.at + 1 < queue.cases.length && desk.case.n === told.n && queue.cases[queue.at] === told.n) choose(queue.at + 1);
@@ -372,12 +383,13 @@ const exportCase = attempt(async () => {
   say(`exported: ${name}`);
 });
 
-const undo = attempt(async () => {
+const undo = sending(async () => {
   const answer = await api("/api/undo", {});
   clearTimeout(opening);
+  desk.turn += 1;  // a case that is still on its way does not come any more
   take(answer);
   say(`undone: ${DECISIONS[answer.undone]}`);
-  if (desk.case?.n === answer.row.n) { desk.isOpening = false; select(queue.cases.indexOf(answer.row.n)); } else await openCase(answer.row.n, null);
+  if (desk.case?.n === answer.row.n) { desk.isOpening = false; select(queue.cases.indexOf(answer.row.n)); } else openCase(answer.row.n, null, answer.sampling ?? "other");
 });
 
 // ---- keys
@@ -404,6 +416,7 @@ const KEYS = [
   ["q", "The queue; there arrows, Page, Home and End move", () => list.focus()],
   ["?", "These keys", () => find("help").showModal()],
 ];
+const HELD = new Set(["j", "k", "ArrowRight", "ArrowLeft", "[", "]"]);  // which act again while they are held; nothing is decided so
 const KEY_NAMES = { " ": "Space", ArrowRight: "Right", ArrowLeft: "Left" };
 
 find("keys").replaceChildren(...KEYS.map(([key, does]) => el("tr", {}, el("td", {}, el("kbd", {}, KEY_NAMES[key] ?? key)), el("td", {}, does))),
@@ -414,6 +427,7 @@ const acts = (target) => target.matches?.("button, a, summary, [role=button], in
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;
+  if (event.repeat && key === "Enter" && desk.choosing !== null) { event.preventDefault(); return; }
   if (event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
   if (isWriting(target)) {
     if (key === "Escape") find("case").focus();
@@ -431,7 +445,9 @@ document.addEventListener("keydown", (event) => {
   if ((key === " " || key === "Enter") && acts(target)) return;
   if (!find("single-keys").checked && !event.altKey && key.length === 1) return;
   const found = KEYS.find(([name]) => name === key);
-  if (found) { event.preventDefault(); found[2](); }
+  if (!found) return;
+  event.preventDefault();
+  if (!event.repeat || HELD.has(key)) found[2]();
 });
 
 function moveInList(key) {

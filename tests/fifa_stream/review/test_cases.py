@@ -92,6 +92,31 @@ def test_a_box_of_infinity_is_no_box(toys: Any) -> None:
     assert not collect([("a:1", payload)]).cases
 
 
+def test_a_segment_at_a_time_beyond_measure_is_no_segment(toys: Any) -> None:
+    """Else its case could not be exported: there is no such number of seconds."""
+    tree = json.loads(toys.of_a_stream(3)[-1].to_bytes())
+    tree["segments"][0]["start_ms"] = -(10**400)
+    book = collect([("a:1", json.dumps(tree).encode())])
+    assert not book.cases and book.first_refused is not None and book.first_refused.why == "a time of its segments is none"
+
+
 def test_beyond_the_limit_the_oldest_are_left_out(toys: Any) -> None:
     book = toys.book([toys.verdict(offset) for offset in range(10)], max_cases=4)
     assert [case.verdict_id for case in book.cases] == [f"fifa.frames/0/{offset}" for offset in (6, 7, 8, 9)] and book.num_left_out == 6
+
+
+def test_what_is_left_out_or_replaced_is_kept_nowhere(toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic may hold more than memory and the temporary folder do."""
+    monkeypatch.setattr("fifa_stream.review.cases.MAX_DROPPED_BYTES", 0)
+    verdicts = toys.of_a_stream(30)
+    size = len(verdicts[0].to_bytes())
+    book = toys.book([*verdicts, *verdicts * 3], max_cases=4)
+    assert len(book.cases) == 4 and book.payloads.num_bytes < 12 * size and len(book.payloads._places) == 4
+    assert [book.verdict(case)[0] for case in book.cases] == verdicts[-4:]
+    book.payloads.close()
+
+
+def test_a_segment_none_of_whose_frames_is_left_is_not_shown(toys: Any) -> None:
+    first, later = toys.of_a_stream(6), toys.of_a_stream(6, first=60)
+    assert [*toys.book([*first, *later]).streams[0].segments] == ["0.0.1000", "0.0.31000"]
+    assert [*toys.book([*first, *later], max_cases=4).streams[0].segments] == ["0.0.31000"]

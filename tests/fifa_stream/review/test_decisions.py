@@ -140,6 +140,45 @@ def test_an_undo_takes_back_one_decision_and_what_counted_before_counts_again(to
     assert reopened.rows([0])[0]["mine"] is None, "what was withdrawn stays so"
 
 
+def test_a_clock_that_was_set_back_lets_no_earlier_decision_count(toys: Any) -> None:
+    """A reader goes by `decided_at`: of the file, of a topic's partitions, of files that were put together."""
+    desk, clock = toys.desk([toys.verdict(0, level=220)]), iter(datetime(2026, 1, 9 - number, tzinfo=UTC) for number in range(9))
+    desk._now = lambda: next(clock)
+
+    def counts() -> tuple[str, bool]:
+        told = max(enumerate(toys.lines()), key=lambda one: (one[1]["decided_at"], one[0]))[1]
+        return told["decision"], told["withdrawn"]
+
+    for decision in ("agree", "disagree"):
+        desk.decide(Choice(case=0, face=0, decision=decision))
+        assert counts() == (decision, False)
+    desk.undo()
+    assert counts() == ("agree", False)
+    desk.undo()
+    assert counts() == ("skip", True)
+    desk.decide(Choice(case=0, face=0, decision="wrong_text"))
+    assert counts() == ("wrong_text", False) and desk.rows([0])[0]["mine"] == "wrong_text"
+
+
+def test_of_two_decisions_the_later_one_counts_wherever_it_stands(toys: Any) -> None:
+    """As `trainer.reviews` counts them: desks with the same reviewer on two machines write in either order."""
+    desk = toys.desk([toys.verdict(0, level=220)])
+    desk.decide(Choice(case=0, face=0, decision="disagree"))
+    (line,) = toys.lines()
+    earlier = line | {"decision": "agree", "truth": "fake", "decided_at": "2025-01-01T00:00:00Z"}
+    with toys.log.open("a") as log:
+        log.write(json.dumps(earlier) + "\n")
+    assert desk.head()["decided"] == 1 and desk.rows([0])[0]["mine"] == "disagree"
+
+
+def test_a_decision_is_not_written_to_a_file_that_was_deleted(toys: Any) -> None:
+    desk = toys.desk([toys.verdict(0, level=220)])
+    toys.log.unlink()
+    with pytest.raises(DecisionError, match="deleted or replaced; open the desk again"):
+        desk.decide(Choice(case=0, face=0, decision="agree"))
+    assert desk.rows([0])[0]["mine"] is None
+
+
 def test_a_desk_that_opens_again_shows_what_was_decided(toys: Any) -> None:
     desk = toys.desk([toys.verdict(0, level=220)])
     desk.decide(Choice(case=0, face=0, decision="agree", comment="plain"))

@@ -11,13 +11,16 @@ import pytest
 from PIL import Image
 
 from engines.contracts import Label
-from engines.reviews import Decision, Review
-from fifa_stream.records import Query
+from engines.reviews import Decision, Review, Sampling
+from fifa_stream.records import Query, RunLengths
 from fifa_stream.review.cases import Point
 from fifa_stream.review.desk import MAX_POINTS, Choice, Refusal, thinned, visible
+from fifa_stream.review.queue import Order, Standing, Wanted
 from fifa_stream.review.sources import NoPicture
 
 HOSTILE = "<script>alert(1)</script>\u202edlo\u0000\u2066<img src=x onerror=a()>"
+COUNTS_OF_2_40 = "PPPPPPPP1"
+"""One run of 2**40 pixels, as COCO spells it."""
 TWO_FACES = ((0.05, 0.2, 0.45, 0.8, 0.0), (0.55, 0.2, 0.95, 0.8, 0.0))
 LEVELS = {Label.REAL: 60, Label.INCONCLUSIVE: 150, Label.FAKE: 220}
 OPPOSITE = {Label.REAL: "fake", Label.FAKE: "real"}
@@ -53,6 +56,16 @@ def test_a_picture_that_is_not_the_judged_one_is_not_shown(toys: Any) -> None:
     assert "another digest" in told["noPicture"] and told["faces"][0]["marks"][0]["mask"], "words and masks are still there"
     with pytest.raises(NoPicture):
         desk.frame_jpeg(0)
+
+
+def test_a_mask_larger_than_its_picture_is_not_drawn(toys: Any) -> None:
+    verdict = toys.verdict(0, level=220)
+    (face,) = verdict.faces
+    huge = RunLengths(size=(1 << 40, 1), counts=COUNTS_OF_2_40)
+    item = face.evidence[0].model_copy(update={"mask": huge})
+    desk = toys.desk([verdict.model_copy(update={"faces": (face.model_copy(update={"evidence": (item,)}),)})])
+    (mark,) = desk.case(0)["faces"][0]["marks"]
+    assert mark["mask"] is None and "lies on a picture of 240 x 320" in mark["flaw"]
 
 
 @pytest.mark.parametrize("label", Label)
@@ -174,3 +187,28 @@ def test_a_frame_is_shown_small(toys: Any) -> None:
     desk = toys.desk([toys.verdict(0, level=220)])
     with Image.open(BytesIO(desk.frame_jpeg(0))) as shown:
         assert max(shown.size) <= 640
+
+
+def test_what_is_left_of_a_queue_whose_top_is_gone_is_no_draw_from_all_of_it(toys: Any) -> None:
+    """Else a reviewer who begins at the top and goes on by chance would tell the trainer that fakes are rarer than they are."""
+    desk = toys.desk(toys.of_a_stream(6))
+
+    def came_up(standing: Standing, order: Order = Order.RANDOM, **wanted: Any) -> Sampling:
+        return desk.sampling(order, Wanted(standing=standing, **wanted))
+
+    def decide(number: int, sampling: Sampling) -> None:
+        desk.decide(Choice(case=number, face=0, decision="skip", sampling=sampling))
+
+    assert {came_up(standing) for standing in (Standing.ALL, Standing.OPEN, Standing.UNTOUCHED)} == {Sampling.RANDOM}
+    decide(0, Sampling.RANDOM)
+    assert came_up(Standing.OPEN) is Sampling.RANDOM, "the rest of a draw is one"
+    decide(1, Sampling.SCORE)
+    assert came_up(Standing.OPEN) is came_up(Standing.UNTOUCHED) is Sampling.SCORE and came_up(Standing.ALL) is Sampling.RANDOM
+    decide(2, Sampling.DISAGREEMENT)
+    assert came_up(Standing.OPEN) is came_up(Standing.MINE) is Sampling.OTHER
+    assert came_up(Standing.OPEN, Order.SCORE) is Sampling.SCORE and came_up(Standing.ALL, Order.TIME) is Sampling.OTHER
+    assert came_up(Standing.ALL, label=Label.FAKE) is came_up(Standing.ALL, stream=0) is Sampling.OTHER
+    desk.undo()
+    others = toys.desk(toys.of_a_stream(6), reviewer="bob")
+    for standing, expected in ((Standing.OPEN, Sampling.RANDOM), (Standing.UNTOUCHED, Sampling.SCORE)):
+        assert others.sampling(Order.RANDOM, Wanted(standing=standing)) is expected

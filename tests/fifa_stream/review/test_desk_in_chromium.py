@@ -164,6 +164,88 @@ def test_a_stream_is_stepped_and_played_by_keys(page: Any) -> None:
     assert page.locator("#player-chart .segment").count() == 1 and page.locator("#player-chart .smooth").count() == 1
 
 
+def test_a_key_that_is_held_decides_once(page: Any, folder: Path) -> None:
+    press(page, "o", "Escape")
+    page.evaluate("choose(20)")
+    until(page, "desk.case.n === queue.cases[20] && !desk.isOpening")
+    before = len(decided(folder)) if (folder / "reviews.jsonl").exists() else 0
+    page.keyboard.down("a")
+    until(page, "desk.case.n === queue.cases[21] && !desk.isOpening")
+    page.keyboard.down("a")  # as the keyboard repeats it
+    page.keyboard.up("a")
+    press(page, "s")
+    until(page, "desk.case.n === queue.cases[22]")
+    assert [line["decision"] for line in decided(folder)[before:]] == ["agree", "skip"]
+
+
+def test_a_comment_and_a_type_are_for_one_decision(page: Any, folder: Path) -> None:
+    page.evaluate("choose(queue.cases.length - 1)")  # after which no other case comes
+    until(page, "desk.case.n === queue.cases.at(-1) && !desk.isOpening")
+    page.locator("#comment").fill("of the first")
+    page.locator("#true-type").select_option("entire_synthesis")
+    page.locator("#true-type").press("Escape")
+    press(page, "d")
+    until(page, "find('said').textContent.startsWith('disagree')")
+    press(page, "d")
+    until(page, "find('said').textContent.startsWith('disagree')")
+    first, second = decided(folder)[-2:]
+    assert (first["comment"], first["true_forgery_type"]) == ("of the first", "entire_synthesis")
+    assert (second["comment"], second["true_forgery_type"]) == ("", None)
+
+
+SLOWLY = """(() => {
+  const asked = fetch;
+  globalThis.fetch = async (path, ...more) => {
+    if (String(path).startsWith("/api/cases/")) await new Promise((done) => setTimeout(done, 400));
+    return asked(path, ...more);
+  };
+})()"""
+
+
+def test_a_case_that_is_still_on_its_way_does_not_come_after_an_undo(page: Any) -> None:
+    page.evaluate("choose(30)")
+    until(page, "desk.case.n === queue.cases[30] && !desk.isOpening")
+    page.evaluate(SLOWLY)
+    page.keyboard.press("s")
+    until(page, "find('said').textContent.startsWith('skip')")
+    page.wait_for_timeout(100)
+    page.keyboard.press("u")
+    until(page, "find('said').textContent.startsWith('undone')")
+    page.wait_for_timeout(700)
+    assert page.evaluate("desk.case.n === queue.cases[30] && queue.at === 30 && !desk.isOpening")
+
+
+def test_how_a_case_came_up_is_told_of_the_queue_and_not_of_where_it_lies(page: Any, folder: Path) -> None:
+    """Of a draw by chance what lies in a segment may not be missing, and what was stepped to was not drawn."""
+
+    def sampled(key: str) -> tuple[str, str | None]:
+        before = len(decided(folder)) if (folder / "reviews.jsonl").exists() else 0
+        press(page, key)
+        until(page, "find('said').textContent.startsWith('skip')")
+        (line,) = decided(folder)[before:]
+        return line["sampling"], line["segment"]
+
+    scored = page.evaluate("queue.cases[0]")
+    page.locator("#order").select_option("random")
+    until(page, f"queue.cases.length === 1000 && queue.at === 0 && queue.cases[0] !== {scored} && desk.case.n === queue.cases[0] && !desk.isOpening")
+    number = page.evaluate("queue.cases.findIndex((number) => number % 40 === 25)")
+    page.evaluate(f"choose({number})")
+    until(page, f"desk.case.n === queue.cases[{number}] && !desk.isOpening && player.segmentAt() !== null")
+    assert sampled("s") == ("random", None), "drawn by chance, and inside a segment"
+    until(page, f"desk.case.n === queue.cases[{number + 1}] && !desk.isOpening")
+    page.evaluate(f"choose({page.evaluate('queue.cases.findIndex((number) => number % 40 === 3)')})")
+    until(page, "desk.case.n % 40 === 3 && !desk.isOpening && player.at === 3")
+    page.keyboard.press("ArrowRight")
+    until(page, "desk.case.n % 40 === 4")
+    assert sampled("s") == ("other", None), "stepped to"
+    page.keyboard.press("u")
+    until(page, "find('said').textContent.startsWith('undone') && desk.case.n % 40 === 4 && !desk.isOpening")
+    assert sampled("s") == ("other", None), "came back"
+    page.locator("#standing").select_option("mine")
+    until(page, "queue.at === 0 && desk.case.n === queue.cases[0] && queue.cases.length < 1000 && !desk.isOpening")
+    assert sampled("s") == ("other", None), "drawn from what I chose before"
+
+
 LIT = "[...document.querySelectorAll('#case .is-active')].map((part) => part.classList[0]).sort().join('+')"
 
 
@@ -248,14 +330,15 @@ def test_behind_its_token_strings_of_a_record_stay_text(browser: Any, toys: Any,
     }
     media = verdict.media.model_copy(update={"uri": HOSTILE, "content_type": HOSTILE})
     engine = verdict.engine.model_copy(update={"name": HOSTILE, "version": HOSTILE})
-    point = verdict.operating_point.model_copy(update={"name": HOSTILE})
+    cuts = verdict.operating_point.model_copy(update={"name": HOSTILE})
     (streamed,) = toys.of_a_stream(1)
     (segment,) = streamed.segments
     segment = segment.model_copy(
         update={"id": HOSTILE, "forgery_type": HOSTILE, "evidence": (segment.evidence[0].model_copy(update={"concept": HOSTILE}),)}
     )
-    changed = {"id": HOSTILE, "faces": (face.model_copy(update=changes),), "media": media, "engine": engine, "operating_point": point}
-    hostile = verdict.model_copy(update=changed | {"timeline": streamed.timeline, "segments": (segment,), "stream": streamed.stream})
+    point = streamed.timeline[0].model_copy(update={"t_ms": (1 << 63) - 1})  # as header pts-ms may say
+    changed = {"id": HOSTILE, "faces": (face.model_copy(update=changes),), "media": media, "engine": engine, "operating_point": cuts}
+    hostile = verdict.model_copy(update=changed | {"timeline": (point,), "segments": (segment,), "stream": streamed.stream})
     images = write(tmp_path, toys, [hostile])
     (tmp_path / "token").write_text(TOKEN)
     with running(tmp_path, "--token-file", str(tmp_path / "token"), frames=images) as address:
@@ -275,6 +358,8 @@ def test_behind_its_token_strings_of_a_record_stay_text(browser: Any, toys: Any,
         page.keyboard.press("Escape")
         page.keyboard.press("a")
         page.locator("#decisions li").first.wait_for()
+        page.locator("#segments button").first.click()
+        until(page, "desk.segment !== null && !desk.isOpening")
         page.keyboard.press("p")
         page.locator("#choose").wait_for()
         shown = page.locator("body").inner_text()

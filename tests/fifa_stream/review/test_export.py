@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,8 +201,20 @@ def test_another_picture_or_reviews_of_another_verdict_are_found(exported: bytes
         verify(sealed(parts | {"media.png": toys_of_module.judged(60)[0]}))
     with pytest.raises(VerifyError, match="about another verdict"):
         verify(sealed(parts | {"reviews.jsonl": json.dumps(review | {"verdict": "x"}).encode()}))
+    for other in ({"verdict_sha256": "0" * 64}, {"frame": 3}):
+        with pytest.raises(VerifyError, match="about another verdict, or another frame"):
+            verify(sealed(parts | {"reviews.jsonl": json.dumps(review | other).encode()}))
     with pytest.raises(VerifyError, match="no review"):
         verify(sealed(parts | {"reviews.jsonl": b"{}"}))
+
+
+def test_what_was_decided_of_an_earlier_answer_to_a_record_is_not_exported_with_the_later_one(toys: Any) -> None:
+    verdict = toys.verdict(4, level=220)
+    desk = toys.desk([verdict])
+    desk.decide(Choice(case=0, face=0, decision="agree"))
+    assert len(verify(desk.export(0)[1]).reviews) == 1
+    again = toys.desk([verdict.model_copy(update={"timings_ms": {"total": 1.0}})])
+    assert again.head()["decided"] == 1 and verify(again.export(0)[1]).reviews == ()
 
 
 def zipped(parts: Members, *, compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -226,6 +240,38 @@ def test_a_bomb_is_refused_before_it_is_read(exported: bytes) -> None:
         verify(zipped(members(exported), compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(VerifyError, match="more than 4096"):
         verify(zipped({f"masks/face-{number}-0.png": b"" for number in range(5_000)}))
+
+
+def overlapping(count: int, kernel: bytes) -> bytes:
+    """An archive each of whose parts holds all the later ones: many times its own size, and nothing in it is compressed."""
+    tail, listed = kernel, list[tuple[bytes, int, int, int]]()
+    for number in range(count):
+        name, crc, size = f"masks/face-{number}-0.png".encode(), zlib.crc32(tail), len(tail)
+        tail = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, crc, size, size, len(name), 0) + name + tail
+        listed.append((name, crc, size, len(tail)))
+    directory = b"".join(
+        struct.pack("<4s6H3L5H2L", b"PK\1\2", 788, 20, 0, 0, 0, 33, crc, size, size, len(name), 0, 0, 0, 0, 0, len(tail) - from_end) + name
+        for name, crc, size, from_end in listed
+    )
+    return tail + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), len(tail), 0)
+
+
+def test_parts_that_lie_in_each_other_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(archive: Any, one: Any) -> bytes:
+        raise AssertionError("a part was read")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(VerifyError, match="overlap"):
+        verify(overlapping(50, b"\0" * 1_000))
+
+
+def test_a_long_list_of_parts_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 788, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
+    directory = entry * 10_000
+    for end in (b"", b"PK\6\7" + b"\0" * 16):
+        with pytest.raises(VerifyError, match=r"more than 4096|does not end"):
+            verify(directory + end + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), 0, 0))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -275,6 +321,19 @@ def test_a_frame_of_a_video_is_exported_with_its_masks_alone(video: tuple[bytes,
     assert f"Frame {case.frame} at" in page and page.count("<h3>Frame ") == 1 and "data:image/jpeg" in page
 
 
+def test_a_chunk_larger_than_any_picture_is_refused_before_a_mask_is_drawn(
+    video: tuple[bytes, Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk is not decoded, so nothing but the verdict tells its size, and a few bytes are a mask of two thousand million pixels."""
+    clip, verdict = video
+    frame = next(seen for seen in verdict.frames or () if seen.faces)
+    archive = export_case(verdict.to_bytes(), frame.index, media=clip, reviews=[], exported_by=None, exported_at=datetime(2026, 1, 1, tzinfo=UTC))
+    huge = reworded(members(archive), lambda tree: tree["media"].update(width=1 << 15, height=(1 << 16) - 1))
+    monkeypatch.setattr("fifa_stream.review.export._check_spans_and_masks", None)
+    with pytest.raises(VerifyError, match=r"32768 x 65535 pixels, more than 33554432"):
+        verify(sealed(huge))
+
+
 def test_what_would_not_pass_is_not_exported(toys_of_module: Any) -> None:
     image, verdict = toys_of_module.judged(220)
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -285,3 +344,13 @@ def test_what_would_not_pass_is_not_exported(toys_of_module: Any) -> None:
     with pytest.raises(VerifyError, match="is not its phrase"):
         broken = verdict.model_copy(update={"faces": (moved,)}).to_bytes()
         export_case(broken, None, media=image, reviews=[], exported_by=None, exported_at=now)
+
+
+def test_a_picture_that_does_not_decode_is_not_exported_and_says_so(toys_of_module: Any, video: tuple[bytes, Verdict]) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    image, verdict = toys_of_module.judged(220)
+    clip, of_clip = video
+    for media, told, frame in ((image[: len(image) // 2], verdict, None), (clip[: len(clip) // 2], of_clip, 5)):
+        changed = told.media.model_copy(update={"sha256": hashlib.sha256(media).hexdigest()})
+        with pytest.raises(VerifyError, match="the picture does not decode: "):
+            export_case(told.model_copy(update={"media": changed}).to_bytes(), frame, media=media, reviews=[], exported_by=None, exported_at=now)

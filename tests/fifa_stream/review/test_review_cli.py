@@ -68,6 +68,15 @@ def test_what_is_wrong_is_told_in_one_line(arguments: list[str], status: int, wh
     assert done.exit_code == status and why in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_lines_among_the_decisions_that_are_no_reviews_are_told(files: list[str], toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a reviewer would find what was decided by another version, or by hand, gone without a word."""
+    monkeypatch.setattr("fifa_stream.review.server.serve_desk", lambda desk, address, *, is_open: None)
+    assert "no reviews" not in run(*files).stderr
+    toys.log.write_bytes(b'{"schema_version": "2.0"}\n{\n')
+    done = run(*files)
+    assert done.exit_code == 0 and f"2 entries of {toys.log} are no reviews and count nothing" in done.stderr
+
+
 def test_a_verdict_that_there_is_not_is_told(files: list[str], tmp_path: Path) -> None:
     done = run("export", "fifa.frames/0/9", "--out", str(tmp_path / "x.zip"), *files)
     assert done.exit_code == 1 and "there is no verdict" in done.stderr and not (tmp_path / "x.zip").exists()

@@ -131,6 +131,21 @@ def test_another_page_cannot_decide(make_client: MakeClient, toys: Any, headers:
     assert not toys.log.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("desk.example", "https://desk.example", 200),
+        ("desk.example", "http://desk.example", 200),
+        ("desk.example:8443", "https://desk.example:8443", 200),
+        ("desk.example", "https://evil.example", 403),
+        ("desk.example", "https://desk.example:444", 403),
+    ],
+)
+def test_behind_a_proxy_that_adds_tls_the_desk_may_be_decided_at(make_client: MakeClient, host: str, origin: str, status: int) -> None:
+    client = make_client(hosts=frozenset({"desk.example"}))
+    assert client.post("/api/decisions", json=AGREE, headers=OURS | {"host": host, "origin": origin}).status_code == status
+
+
 def test_another_page_cannot_show_our_pictures_and_may_link_to_the_desk(make_client: MakeClient) -> None:
     client, foreign = make_client(), {"sec-fetch-site": "cross-site"}
     assert client.get("/api/cases/0/frame.jpg", headers=foreign | {"sec-fetch-mode": "no-cors"}).status_code == 403
