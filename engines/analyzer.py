@@ -27,6 +27,7 @@ from engines.contracts import (
     Box,
     BundleError,
     BundleFault,
+    EngineError,
     Evidence,
     Explanation,
     Manifest,
@@ -157,7 +158,7 @@ class Analyzer:
         `points` are the cuts of each face, where they are not the analyzer's own: whom `auto` explains, and who is told clean.
         `seconds_left` of a face end its texts at their last whole sentence. Time that is up before a text begins costs that text: the face is
         scored and not explained, and a query is answered by localisation alone.
-        Raises ValueError for counts that do not match and for queries that cannot be asked (`ask`).
+        Raises ValueError for counts that do not match and for queries that cannot be asked (`ask`), EngineError for outputs that are no numbers.
         """
         count = len(crops_BHWC)
         if count == 0:
@@ -171,6 +172,7 @@ class Analyzer:
         deadlines_s = [None if left_s is None else now_s + left_s for left_s in seconds_left or [None] * count]
         encoded = self.encode(crops_BHWC)
         raw_B = encoded["det_logit"]
+        self._refuse_no_numbers("scores", raw_B, encoded["type_logits"])
         scores_B = self.calibrated(raw_B)
         type_probs_BF = softmax(encoded["type_logits"])
         grid = self.manifest.preprocess.grid
@@ -198,6 +200,12 @@ class Analyzer:
             )
             for i in range(count)
         ]
+
+    def _refuse_no_numbers(self, what: str, *outputs: NDArray[np.float32]) -> None:
+        """NaN and infinity say nothing of a face: half precision that overflows, or a runtime that fails on this machine."""
+        if not all(np.isfinite(output).all() for output in outputs):
+            told = f"the engine {self.manifest.name} {self.manifest.version} gives {what} that are no numbers"
+            raise EngineError(f"{told}; hold it against its checkpoint with: fifa-stream engine check, or build it in a higher precision")
 
     def encode(self, crops_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run the score path; every output of the encoder part, by name."""
@@ -446,6 +454,7 @@ class Analyzer:
                 "seg_embeds": np.stack([embed for answer in answers for embed in answer.seg_embeds]),
             }
         )
+        self._refuse_no_numbers("masks", out["mask_logits"], out["iou_logit"])
         masks_MHW = sigmoid(out["mask_logits"])
         boxes = [answer.within for answer in answers for _ in answer.seg_embeds]
         for mask_HW, box in zip(masks_MHW, boxes, strict=True):

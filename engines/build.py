@@ -74,9 +74,10 @@ def build(source: Path, out: Path, request: BuildRequest, *, told: Told = lambda
     pack = None if request.acceptance is None else read_pack(request.acceptance)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        scratch_folder = TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
     except OSError as error:
         raise BuildError(f"{out} cannot be written: {error.strerror}; give a folder where you may") from None
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    with scratch_folder as scratch:
         graphs, made = Path(scratch) / "graphs", Path(scratch) / "bundle"
         graphs.mkdir()
         _copy_side_files(source, manifest, graphs)

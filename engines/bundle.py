@@ -4,6 +4,7 @@ A bundle that is not what its manifest says is refused with a named fault before
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
 MANIFEST_NAME = "manifest.json"
 MAX_PART_BYTES = 4 << 30
+MAX_CAPACITY = 1 << 16
+"""Slots of the KV cache; memory is taken by what a manifest states."""
 _SEAL_FAULTS = {
     SealFault.MISSING: BundleFault.MISSING_FILE,
     SealFault.UNREADABLE: BundleFault.UNREADABLE_MANIFEST,
@@ -76,21 +79,28 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Check presence, size and sha256 of every file the manifest names. Raises BundleError."""
     specs: list[FileSpec] = [*manifest.parts.values(), *manifest.files.values()]
     for spec in specs:
-        path = folder / spec.file
-        if not path.is_file():
-            raise BundleError(BundleFault.MISSING_FILE, f"engine file {path} is missing; copy the whole bundle again or {REBUILD}")
-        size = path.stat().st_size
-        if size != spec.size_bytes or size > MAX_PART_BYTES:
-            raise BundleError(
-                BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}"
-            )
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if digest != spec.sha256:
-            raise BundleError(
-                BundleFault.FILE_DIGEST,
-                f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}",
-            )
+        try:
+            _verify_file(folder / spec.file, spec)
+        except OSError as error:
+            told = f"engine file {folder / spec.file} cannot be read: {error.strerror}"
+            raise BundleError(BundleFault.MISSING_FILE, f"{told}; let whoever serves read it, copy the whole bundle again or {REBUILD}") from None
+
+
+def _verify_file(path: Path, spec: FileSpec) -> None:
+    if not path.is_file():
+        raise BundleError(BundleFault.MISSING_FILE, f"engine file {path} is missing; copy the whole bundle again or {REBUILD}")
+    size = path.stat().st_size
+    if size != spec.size_bytes or size > MAX_PART_BYTES:
+        raise BundleError(
+            BundleFault.FILE_DIGEST, f"engine file {path} has {size} bytes, the manifest states {spec.size_bytes}; copy it again or {REBUILD}"
+        )
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest != spec.sha256:
+        raise BundleError(
+            BundleFault.FILE_DIGEST,
+            f"engine file {path} has sha256 {digest[:12]}, the manifest states {spec.sha256[:12]}; copy it again or {REBUILD}",
+        )
 
 
 def check_support(manifest: Manifest) -> None:
@@ -109,6 +119,43 @@ def check_support(manifest: Manifest) -> None:
     optional = set() if "box" in manifest.query_levels else {"box_encoder"}
     if missing := set(get_args(PartName)) - optional - set(manifest.parts):
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no part {', '.join(sorted(missing))}; {REBUILD}")
+    calibration, decoder = manifest.calibration, manifest.decoder
+    if not (math.isfinite(calibration.scale) and math.isfinite(calibration.bias)):
+        told = f"the bundle calibrates by scale {calibration.scale} and bias {calibration.bias}, which are no numbers"
+        raise BundleError(BundleFault.UNSUPPORTED, f"{told}; {REBUILD}")
+    if not (decoder.max_new_tokens > 0 and decoder.num_prefix_tokens < decoder.capacity <= MAX_CAPACITY):
+        told = f"the bundle writes {decoder.max_new_tokens} tokens behind {decoder.num_prefix_tokens} of the face into {decoder.capacity} slots"
+        raise BundleError(BundleFault.UNSUPPORTED, f"{told}; at least 1 token, more slots than the face takes and at most {MAX_CAPACITY}; {REBUILD}")
+    _check_sizes(manifest)
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Sizes that this code takes from `preprocess` and `decoder` are those of the parts' inputs and outputs; None stands for any."""
+    spec, decoder = manifest.preprocess, manifest.decoder
+    side, cells, mask, width = spec.image_size, spec.grid * abs(spec.grid), spec.mask_size, decoder.width
+    cache = (None, decoder.num_heads, decoder.capacity, decoder.head_dim)
+    wanted: dict[PartName, dict[str, tuple[int | None, ...]]] = {
+        "encoder": {
+            "image": (None, 3, side, side), "det_logit": (None,), "type_logits": (None, len(FORGERY_TYPES)), "artifact_logits": (None, cells),
+            "image_embeds": (None, cells, None), "prefix_embeds": (None, decoder.num_prefix_tokens, width),
+        },
+        "decoder": {
+            "inputs_embeds": (None, None, width), "past_k0": cache, "logits": (None, None, decoder.vocab_size), "hidden": (None, None, width),
+        },
+        "mask_decoder": {"seg_embeds": (None, width), "mask_logits": (None, mask, mask), "iou_logit": (None,)},
+        "box_encoder": {"box": (None, 4), "box_embeds": (None, width)},
+    }  # fmt: skip
+    for part, graph in manifest.parts.items():
+        stated = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}
+        for name, sizes in wanted.get(part, {}).items():
+            shape = stated.get(name, ())
+            if len(shape) != len(sizes) or any(isinstance(axis, int) and size not in (None, axis) for axis, size in zip(shape, sizes, strict=True)):
+                told = f"{name} of the {part} is {shape}, what the manifest says of preprocessing and decoder asks for {sizes}"
+                raise BundleError(BundleFault.WRONG_INTERFACE, f"{told}; {REBUILD}")
+    layers = sum(tensor.name.startswith("past_k") for tensor in manifest.parts["decoder"].inputs)
+    if layers != decoder.num_layers:
+        told = f"the decoder keeps the state of {layers} layers, the manifest states {decoder.num_layers}"
+        raise BundleError(BundleFault.WRONG_INTERFACE, f"{told}; {REBUILD}")
 
 
 def open_bundle(folder: Path, *, threads: int = 0, pinned_digest: str | None = None) -> Bundle:

@@ -110,9 +110,13 @@ class Mask:
         return Mask((int(mask_HW.shape[0]), int(mask_HW.shape[1])), rle["counts"].decode("ascii"))
 
     def decode(self) -> NDArray[np.bool_]:
-        """Return the (H, W) mask."""
+        """Return the (H, W) mask. Raises ValueError for run lengths that do not fill it."""
         decoded: NDArray[np.uint8] = coco_mask.decode({"size": list(self.size_hw), "counts": self.counts.encode("ascii")})
-        return decoded.astype(bool)
+        mask_HW = decoded.astype(bool)
+        if Mask.encode(mask_HW).counts != self.counts:  # pycocotools leaves what short runs do not reach to what lay in memory
+            height, width = self.size_hw
+            raise ValueError(f"run lengths {self.counts[:20]!r} do not fill {height} x {width} pixels; give the mask as it was written")
+        return mask_HW
 
     @property
     def area(self) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
-from engines.contracts import DecoderSpec
+from engines.contracts import DecoderSpec, EngineError
 from engines.drafts import GUESSES, Drafts
 from engines.prompts import EOS, SEG, MarkupAutomaton, PhraseTrie
 from engines.runtime import Bound, Engine
@@ -81,10 +81,14 @@ class _Row:
     is_live: bool = True
 
     def go_on(self, logits_V: NDArray[np.float32], eos: int, now_s: float) -> None:
-        """Choose the next token, or end."""
+        """Choose the next token, or end. Raises EngineError where the largest of the logits is NaN."""
         if now_s >= self.deadline_s:
             self.is_live, self.written.end = False, End.DEADLINE
-        elif (token := self.automaton.allow(logits_V)) == eos:
+            return
+        token = self.automaton.allow(logits_V)
+        if np.isnan(logits_V[token]):  # the largest of some numbers is NaN where any of them is
+            raise EngineError("the decoder gives logits that are no numbers; hold the engine against its checkpoint with: fifa-stream engine check")
+        if token == eos:
             self.is_live, self.written.end = False, End.BUDGET if self.automaton.exhausted else End.WHOLE
         else:
             self.written.ids.append(token)

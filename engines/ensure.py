@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from engines.cuda import CudaDevice
 from engines.trt_build import BuildError
 from engines.trt_flavours import FLAVOURS, installed_version
 
-BUILD_REVISION = 1
+BUILD_REVISION = 2
 """Counts up when the same request would be built differently."""
 LOCK_TIMEOUT_S = 3600.0
 """A build that takes longer than this is taken for hung."""
@@ -46,9 +47,14 @@ def ensure(
     try:
         with FileLock(cache / f".{key}.lock", timeout=timeout_s):
             if not folder.exists():
+                for left in cache.glob(f".{key}.*/"):  # of a builder that was killed: who builds this holds the lock
+                    shutil.rmtree(left, ignore_errors=True)
                 return folder, build(source, folder, request, told=told)
     except Timeout:
         raise BuildError(f"another builder has held {cache / f'.{key}.lock'} for {timeout_s:g} s; see whether it hangs, or wait for it") from None
+    except OSError as error:
+        if not folder.exists():
+            raise BuildError(f"the cache {cache} cannot be written: {error.strerror or error}; give a folder where you may with --cache") from None
     return folder, _verified(folder, told)
 
 

@@ -63,11 +63,14 @@ def crop_face(
     half = size / 2
     # Pixel centres: crop (size/2, size/2) lands on the box centre.
     to_frame_23 = np.array([[cos, -sin, center_x - cos * half + sin * half], [sin, cos, center_y - sin * half - cos * half]], np.float64)
-    frame = Image.fromarray(image_HWC)
     if roll == 0.0:
         left, top = center_x - side / 2, center_y - side / 2
         box = (math.floor(left), math.floor(top), math.ceil(left + side), math.ceil(top + side))
-        window = frame.crop(box)  # pads with black beyond the frame
+        # Pillow copies what it is given, so it is given no more of the frame than the face is cut from (a pixel at least).
+        height, width = image_HWC.shape[:2]
+        x, y = min(max(box[0], 0), width - 1), min(max(box[1], 0), height - 1)
+        near = Image.fromarray(image_HWC[y : max(box[3], y + 1), x : max(box[2], x + 1)])
+        window = near.crop((box[0] - x, box[1] - y, box[2] - x, box[3] - y))  # pads with black beyond the frame
         crop = window.resize(
             (size, size),
             Image.Resampling.BILINEAR,
@@ -78,7 +81,7 @@ def crop_face(
         fine = max(size, math.ceil(side))
         ratio = size / fine
         coefficients = (*(to_frame_23[0, :2] * ratio), to_frame_23[0, 2], *(to_frame_23[1, :2] * ratio), to_frame_23[1, 2])
-        turned = frame.transform((fine, fine), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+        turned = Image.fromarray(image_HWC).transform((fine, fine), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
         crop = turned.resize((size, size), Image.Resampling.BILINEAR)
     return Crop(np.asarray(crop), to_frame_23)
 

@@ -79,8 +79,10 @@ class OrtEngine:
         threads = threads or os.cpu_count() or 1
         self._rows_together, self._tokens_together = rows_together, TOKENS_TOGETHER * threads
         left_out = LEFT_OUT_OF_STEPS if any(tensor.name.startswith("past_") for tensor in spec.inputs) else []
+        # Weights in a file beside the graph, which no digest covers, are not found: the graph comes as bytes, and what it names lies nowhere.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
+            self._session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
         except Exception as error:  # the runtime's own exception types are not public
             raise BundleError(
                 BundleFault.WRONG_INTERFACE, f"ONNX Runtime {ort.__version__} cannot load {path}: {one_line(error)}; {REBUILD}"

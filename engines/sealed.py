@@ -32,9 +32,11 @@ class SealError(Exception):
 def read_sealed(path: Path, kind: type[M]) -> M:
     """Read a file of at most `MAX_BYTES`, check the digest it states over its content, then its form. Raises SealError."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as handle:
+            content = handle.read(MAX_BYTES + 1)  # a device has no size to ask for
+        if len(content) > MAX_BYTES:
             raise SealError(SealFault.UNREADABLE, f"{path} is larger than {MAX_BYTES} bytes")
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(content)
         digest = canonical_digest(raw) if isinstance(raw, dict) else ""
     except FileNotFoundError:
         raise SealError(SealFault.MISSING, f"{path} is missing") from None

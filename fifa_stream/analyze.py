@@ -109,7 +109,7 @@ def analyze_images(
 def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Files as given, folders as the images below them, sorted by path. A folder without images is passed on, to be refused by name."""
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # a Path would raise of a name that is too long
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
             yield from found or [path]
         else:
@@ -178,7 +178,7 @@ def _judge(files: Sequence[Path], pipeline: FramePipeline, *, crop: bool, query:
 
 def _read(path: Path, max_bytes: int = DecodeLimits().max_image_bytes) -> bytes | Refusal:
     """At most one byte more than is accepted, so that a huge file costs nothing."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return Refusal(UNREADABLE, f"the folder holds no {', '.join(IMAGE_SUFFIXES)} file")
     try:
         with path.open("rb") as handle:

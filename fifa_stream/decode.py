@@ -5,6 +5,7 @@ pixel is decoded. Animations (APNG, WebP) are refused: a verdict on the first pi
 """
 
 import hashlib
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -31,6 +32,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MAX_JPEG_SCANS = 64
+"""Each goes over all pixels (30 ms of 33 megapixels) and may be a few dozen bytes; progressive encoders write about ten."""
+MAX_JPEG_SEGMENTS = 4096
+"""One holds 64 KB, so a file of 32 MiB needs 512 for whatever it carries."""
+MAX_JPEG_EXIF = 16
+"""Pillow joins them one by one, copying what it has each time; cameras write one."""
+MAX_PNG_PROFILES = 16
+"""The standard knows one; Pillow unpacks each that it meets, to a megabyte."""
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""Neither a stuffed byte of pixel data nor a restart inside it."""
+_JPEG_BARE = frozenset((0x01, 0xD8, 0xD9, *range(0xF0, 0xFE)))
+"""Markers that Pillow reads no length behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +105,13 @@ def _decode(value: bytes, found: str, limits: DecodeLimits) -> NDArray[np.uint8]
     # The plugin classes are used directly: Image.open warns or raises by Pillow's own global pixel limit, ours is checked here.
     image: ImageFile.ImageFile
     if found == JPEG:
+        _refuse_slow_jpeg(value)
         image = JpegImageFile(BytesIO(value))  # reads markers up to the first scan
         _check_size(*image.size, limits)
     elif found == PNG:
         _check_size(*_png_size(value), limits)
+        if value.count(b"iCCP") > MAX_PNG_PROFILES:
+            raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the image/png has more than {MAX_PNG_PROFILES} colour profiles; save it anew")
         image = PngImageFile(BytesIO(value))
         _check_size(*image.size, limits)  # a second IHDR may say something else
     else:
@@ -107,6 +123,26 @@ def _decode(value: bytes, found: str, limits: DecodeLimits) -> NDArray[np.uint8]
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         return _to_rgb(image if upright is None else image.transpose(upright))
+
+
+def _refuse_slow_jpeg(value: bytes) -> None:
+    """Count what a decoder takes time for, however small the file: segments and scans up to the end of the picture."""
+    num_segments, num_exif, num_scans, at = 0, 0, 0, 2
+    counts_scans = value.count(b"\xff\xda") > MAX_JPEG_SCANS  # else nothing behind the first one need be read
+    while (marker := _JPEG_MARKER.search(value, at)) is not None:
+        kind, at = value[marker.end() - 1], marker.end()
+        num_segments += 1
+        num_scans += kind == 0xDA
+        if num_scans and (kind == 0xD9 or not counts_scans):
+            return
+        if kind == 0xE1:
+            num_exif += value.startswith(b"Exif\0\0", at + 2)
+        limits = (num_scans, MAX_JPEG_SCANS, "scans"), (num_exif, MAX_JPEG_EXIF, "Exif blocks"), (num_segments, MAX_JPEG_SEGMENTS, "segments")
+        for count, limit, what in limits:
+            if count > limit:
+                raise RecordError(Reason.UNSUPPORTED_MEDIA, f"the image/jpeg has more than {limit} {what}; save it anew")
+        if kind not in _JPEG_BARE:
+            at += int.from_bytes(value[at : at + 2])
 
 
 def _check_size(width: int, height: int, limits: DecodeLimits) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contracts import EngineError
 from engines.face_detector import Detection, decode_faces, detector_input
 from engines.preprocess import ROLL_LIMIT_DEG, Crop, crop_face, whole_image_crop
 from engines.runtime import Engine
@@ -74,7 +75,7 @@ class FaceDetector:
         self._outputs = [output.name for output in engine.outputs]
 
     def detect(self, image_HWC: NDArray[np.uint8]) -> FoundFaces:
-        """Find the faces of an RGB frame."""
+        """Find the faces of an RGB frame. Raises EngineError for outputs that are no numbers: `no_face` would be said of any frame."""
         found = self._run(image_HWC, self._limits.max_side_px)
         if not found and max(image_HWC.shape[:2]) > self._limits.max_side_px:
             found = self._run(image_HWC, self._limits.second_side_px)
@@ -98,6 +99,8 @@ class FaceDetector:
     def _run(self, image_HWC: NDArray[np.uint8], max_side_px: int) -> list[Detection]:
         image_1CHW, factor_x, factor_y = detector_input(image_HWC, max_side_px)
         outputs = self._engine.run({self._input: image_1CHW})
+        if not all(np.isfinite(output).all() for output in outputs.values()):
+            raise EngineError("the face detector gives outputs that are no numbers; see whether the engine runs here with: fifa-stream engine check")
         heatmap, scale, offset, landmarks = (outputs[name] for name in self._outputs)
         height, width = image_HWC.shape[:2]
         return decode_faces(

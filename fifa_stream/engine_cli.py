@@ -51,7 +51,9 @@ def inspect(folder: FolderArgument = None, as_json: JsonOption = False) -> None:
 
 
 def _described(manifest: "Manifest") -> list[str]:
-    point, build = manifest.operating_points[manifest.default_operating_point], manifest.build
+    from engines.analyzer import find_operating_point
+
+    point, build = find_operating_point(manifest, None, setting="default_operating_point"), manifest.build
     lines = [
         f"{manifest.name} {manifest.version}, {manifest.precision}, {manifest.backend}, manifest {manifest.digest}",
         f"operating point {point.name}: fake from {point.fake_at:g}, real below {point.real_below:g}, explained from {point.explain_at:g}",

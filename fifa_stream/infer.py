@@ -650,7 +650,7 @@ def mask_in_frame(
     x0, y0, x1, y1 = _bounds((0.0, 0.0, float(crop_size), float(crop_size)), to_frame_33)
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
     right, bottom = min(width, int(np.ceil(x1))), min(height, int(np.ceil(y1)))
-    frame_HW = np.zeros((height, width), bool)
+    frame_HW = np.zeros((height, width), bool, order="F")  # as run lengths read it: turning a large frame over takes longer than the rest
     if right <= left or bottom <= top:
         return frame_HW
     # Window pixels to frame pixels to crop pixels to grid cells; all in coordinates where a pixel is a unit square, as Pillow's.

@@ -8,6 +8,7 @@ PyAV is the extra `video` and is imported with the first chunk. libav gets bytes
 
 import hashlib
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -190,12 +191,12 @@ def decode_ranges(wanted: Sequence[int], pts: Sequence[int | None], is_key: Sequ
 
     A range starts at the last key frame that is shown no later than the wanted frame: one that is shown before its key frame rests on the one before.
     """
-    ranges: list[tuple[int, int]] = []
+    keys, ranges = [order for order, key in enumerate(is_key) if key], list[tuple[int, int]]()
     for order in wanted:
-        shown, first = pts[order], order
-        while first > 0 and not (is_key[first] and _is_no_later(pts[first], shown)):
-            first -= 1
-        ranges.append((first, order))
+        before = bisect_right(keys, order) - 1
+        while before >= 0 and not _is_no_later(pts[keys[before]], pts[order]):
+            before -= 1
+        ranges.append((keys[before] if before >= 0 else 0, order))
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
 from engines.bundle import Bundle
-from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, Label, OperatingPoint
+from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Label, OperatingPoint
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, cache_names
@@ -138,6 +139,26 @@ def test_auto_explains_from_the_threshold_on_always_and_never_regardless(referen
     assert sum(analysis.explanation is not None for analysis in auto) == 2
     mixed = analyzer.analyze(images, explain=["never", "always", "never"])
     assert [analysis.explanation is not None for analysis in mixed] == [False, True, False]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("part", "output"), [("encoder", "det_logit"), ("encoder", "type_logits"), ("mask_decoder", "mask_logits"), ("mask_decoder", "iou_logit")]
+)
+def test_what_is_no_number_becomes_no_analysis(reference: Bundle, crops: Crops, part: Any, output: str, value: float) -> None:
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        out = reference.engines[part].run(feeds)
+        spoilt = np.array(out[output])
+        spoilt.flat[-1] = value
+        return {**out, output: spoilt}
+
+    analyzer: Any = Analyzer(replace(reference, engines={**reference.engines, part: SimpleNamespace(run=run)}))
+    state_E = np.zeros(analyzer.manifest.decoder.width, np.float32)
+    with pytest.raises(EngineError, match=r"are no numbers; .* fifa-stream engine check"):
+        if part == "encoder":
+            analyzer.analyze(crops(2), explain=["never"] * 2)
+        else:
+            analyzer.masks(analyzer.encode(crops(2)), [0], [Answer(seg_embeds=[state_E])])
 
 
 def test_scoring_alone_runs_neither_decoder(reference: Bundle, crops: Crops) -> None:

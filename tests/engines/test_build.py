@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engines import build as build_module
+from engines import ensure as ensure_module
 from engines.acceptance import observe, write_pack
 from engines.analyzer import Analyzer
 from engines.build import AcceptanceRefused, BuildRequest, build, planned
@@ -66,6 +67,8 @@ def test_a_folder_that_cannot_be_written_is_one_error(exported: Path, tmp_path: 
     request = BuildRequest("onnxruntime", "fp32")
     with pytest.raises(BuildError, match="out cannot be written: Not a directory; give a folder where you may"):
         build(exported, tmp_path / "file" / "sub" / "out", request)
+    with pytest.raises(BuildError, match="cannot be written: File name too long; give a folder where you may"):
+        build(exported, tmp_path / ("a" * 250), request)
     with pytest.raises(BuildError, match="cannot be written: Not a directory; give a folder where you may with --cache"):
         ensure(exported, tmp_path / "file" / "cache", request)
 
@@ -157,6 +160,28 @@ def test_a_build_hung_for_too_long_is_named(exported: Path, tmp_path: Path) -> N
     key = build_key(exported, BuildRequest("onnxruntime", "fp32"))
     with FileLock(tmp_path / f".{key}.lock"), pytest.raises(BuildError, match=r"another builder has held .* for 0.1 s"):
         ensure(exported, tmp_path, BuildRequest("onnxruntime", "fp32"), timeout_s=0.1)
+
+
+def test_what_a_killed_builder_left_is_gone_after_the_next_build(exported: Path, tmp_path: Path) -> None:
+    key = build_key(exported, BuildRequest("onnxruntime", "fp32"))
+    (tmp_path / f".{key}.killed" / "graphs").mkdir(parents=True)
+    (tmp_path / f".{key}.killed" / "graphs" / "encoder.onnx").write_bytes(b"half")
+    (tmp_path / ".another-build.running").mkdir()
+    ensure(exported, tmp_path, BuildRequest("onnxruntime", "fp32"))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".another-build.running", key]
+
+
+def test_a_cache_that_cannot_be_written_is_one_error_or_gives_what_is_built(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = BuildRequest("onnxruntime", "fp32")
+    built, _ = ensure(exported, tmp_path / "cache", request)
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ensure_module, "FileLock", locked)
+    assert ensure(exported, tmp_path / "cache", request)[0] == built
+    with pytest.raises(BuildError, match=r"the cache .*empty cannot be written: Permission denied; give a folder where you may with --cache"):
+        ensure(exported, tmp_path / "empty", request)
 
 
 def test_who_waits_for_a_build_gets_it_and_builds_nothing(exported: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A bundle opens when it is what its manifest says, and is refused by name before anything of it runs when it is not."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,11 +187,52 @@ def test_a_manifest_of_another_form_is_refused_by_field(copied: Path, change: Ca
         pytest.param(lambda body: body.update(forgery_types=["identity_swap"]), "forgery types", id="types"),
         pytest.param(lambda body: body.update(default_operating_point="none"), "operating point 'none'", id="operating-point"),
         pytest.param(lambda body: body["parts"].pop("mask_decoder"), "no part mask_decoder", id="part"),
+        pytest.param(lambda body: body["calibration"].update(scale=math.inf), "scale inf", id="scale"),
+        pytest.param(lambda body: body["calibration"].update(bias=math.nan), "bias nan", id="bias"),
+        pytest.param(lambda body: body["decoder"].update(capacity=10**9), "1000000000 slots", id="huge-cache"),
+        pytest.param(lambda body: body["decoder"].update(capacity=-1), "-1 slots", id="no-cache"),
+        pytest.param(lambda body: body["decoder"].update(max_new_tokens=0), "writes 0 tokens", id="no-tokens"),
     ],
 )
 def test_conventions_this_version_does_not_implement_are_refused(copied: Path, change: Callable[[Body], Any], words: str) -> None:
     reseal(copied, change)
     refused(copied, BundleFault.UNSUPPORTED, words, "fifa-train export")
+
+
+@pytest.mark.usefixtures("no_session")
+@pytest.mark.parametrize("size", [-1, 0, 1, 10**9])
+@pytest.mark.parametrize(
+    ("section", "name", "tensor"),
+    [
+        ("preprocess", "image_size", "image of the encoder"),
+        ("preprocess", "grid", "artifact_logits of the encoder"),
+        ("preprocess", "mask_size", "mask_logits of the mask_decoder"),
+        ("decoder", "num_layers", "the state of 2 layers"),
+        ("decoder", "num_heads", "past_k0 of the decoder"),
+        ("decoder", "head_dim", "past_k0 of the decoder"),
+        ("decoder", "width", "prefix_embeds of the encoder"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_graphs_are_refused(copied: Path, section: str, name: str, tensor: str, size: int) -> None:
+    reseal(copied, lambda body: body[section].update({name: size}))
+    refused(copied, BundleFault.WRONG_INTERFACE, tensor, str(size * abs(size) if name == "grid" else size), "fifa-train export")
+
+
+@pytest.mark.usefixtures("no_session")
+def test_one_file_for_two_parts_is_refused(copied: Path) -> None:
+    reseal(copied, lambda body: body["parts"].update(mask_decoder=body["parts"]["encoder"]))
+    refused(copied, BundleFault.WRONG_INTERFACE, "seg_embeds of the mask_decoder is ()")
+
+
+@pytest.mark.usefixtures("no_session")
+def test_a_file_that_cannot_be_read_is_refused_with_the_cause(copied: Path) -> None:
+    reseal(copied, lambda body: body["parts"]["encoder"].update(file="a" * 300))
+    refused(copied, BundleFault.MISSING_FILE, "cannot be read: File name too long", "copy the whole bundle again")
+
+
+def test_a_manifest_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).symlink_to("/dev/zero")
+    refused(tmp_path, BundleFault.UNREADABLE_MANIFEST, "larger than")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +256,14 @@ def test_a_file_that_is_no_graph_is_refused(copied: Path) -> None:
     refused(copied, BundleFault.WRONG_INTERFACE, str(copied / "mask_decoder.onnx"), "cannot load")
 
 
+def test_weights_in_a_file_that_the_manifest_does_not_name_are_not_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied / "mask_decoder.onnx"
+    onnx.save_model(onnx.load(str(path)), str(path), save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    replace_file(copied, "mask_decoder", path.name)
+    monkeypatch.chdir(copied)
+    refused(copied, BundleFault.WRONG_INTERFACE, str(path), "cannot load", "External data")
+
+
 def test_a_pickle_in_place_of_the_embeddings_is_refused(copied: Path) -> None:
     (copied / "token_embeddings.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n.")
     replace_file(copied, "token_embeddings", "token_embeddings.safetensors")
@@ -227,7 +277,11 @@ def test_a_tokenizer_that_does_not_parse_is_refused(copied: Path) -> None:
 
 
 def test_embeddings_of_another_shape_are_refused(copied: Path) -> None:
-    reseal(copied, lambda body: body["decoder"].update(vocab_size=7))
+    def change(body: Body) -> None:
+        body["decoder"]["vocab_size"] = 7
+        next(tensor for tensor in body["parts"]["decoder"]["outputs"] if tensor["name"] == "logits")["shape"][2] = 7
+
+    reseal(copied, change)
     refused(copied, BundleFault.WRONG_INTERFACE, "token embeddings", "7")
 
 

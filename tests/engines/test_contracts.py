@@ -68,6 +68,12 @@ def test_mask_survives_its_run_lengths(mask_HW: NDArray[np.bool_]) -> None:
     np.testing.assert_array_equal(encoded.decode(), mask_HW)
 
 
+def test_run_lengths_that_end_early_are_no_mask() -> None:
+    whole = Mask.encode(np.eye(8, dtype=bool))
+    with pytest.raises(ValueError, match="do not fill 8 x 8 pixels"):
+        Mask(whole.size_hw, whole.counts[:-2]).decode()
+
+
 def test_mask_runs_down_the_columns() -> None:
     mask_HW = np.zeros((2, 3), bool)
     mask_HW[0, 1] = True  # column-major: two clear, one set, three clear

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
-from engines.contracts import TensorSpec
+from engines.contracts import EngineError, TensorSpec
 from engines.decode import DecodeLoop, End, Question, Written, cache_lengths
 from engines.drafts import Drafts
 from engines.preprocess import to_model_input
@@ -231,6 +231,19 @@ def test_a_gpu_is_given_one_token_a_step(sponge: Bundle) -> None:
 def test_nothing_asked_runs_nothing(sponge: Bundle) -> None:
     runs = runs_of(sponge)
     assert list(DecodeLoop(sponge).answers([])) == [] and runs == []
+
+
+def test_logits_that_are_no_numbers_become_no_words(sponge: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = BoundSponge.run
+
+    def broken(bound: BoundSponge, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        out = runs(bound, feeds)
+        out["logits"][..., 100] = np.nan
+        return out
+
+    monkeypatch.setattr(BoundSponge, "run", broken)
+    with pytest.raises(EngineError, match=r"logits that are no numbers; .* fifa-stream engine check"):
+        list(DecodeLoop(sponge).answers(asked(sponge)))
 
 
 def test_the_budget_ends_an_answer(sponge: Bundle) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD, Crop, crop_face, to_model_input, whole_image_crop
 
@@ -82,6 +83,35 @@ def test_what_lies_outside_the_frame_is_black_and_what_lies_inside_is_not(box: B
     depth = np.minimum(np.minimum(frame_x, WIDTH - frame_x), np.minimum(frame_y, HEIGHT - frame_y))
     assert (crop.image_HWC[depth > 3] == 200).all()
     assert (crop.image_HWC[depth < -3] == 0).all()
+
+
+OUTSIDE = [
+    pytest.param((400.0, 300.0, 460.0, 360.0), id="beyond-the-frame"),
+    pytest.param((-90.0, -80.0, -10.0, -5.0), id="before-the-frame"),
+    pytest.param((-400.0, -300.0, 700.0, 600.0), id="around-the-frame"),
+    pytest.param((319.2, 239.2, 320.0, 240.0), id="last-pixel"),
+]
+
+
+@pytest.mark.parametrize("box", [*BOXES, *OUTSIDE])
+def test_a_crop_is_the_same_to_the_byte_whatever_black_the_frame_goes_on_with(box: Box) -> None:
+    frame_HWC = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    larger_HWC = np.pad(frame_HWC, ((700, 700), (700, 700), (0, 0)))
+    x0, y0, x1, y1 = (side + 700 for side in box)
+    assert (crop_face(frame_HWC, box, None, SIZE).image_HWC == crop_face(larger_HWC, (x0, y0, x1, y1), None, SIZE).image_HWC).all()
+
+
+def test_no_more_of_a_large_frame_is_copied_than_a_face_is_cut_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, ...]] = []
+    copies = Image.fromarray
+
+    def watched(array: NDArray[np.uint8]) -> Image.Image:
+        given.append(array.shape)
+        return copies(array)
+
+    monkeypatch.setattr(Image, "fromarray", watched)
+    crop_face(np.zeros((2160, 3840, 3), np.uint8), (1000.0, 1000.0, 1100.0, 1120.0), None, SIZE)
+    assert given == [(130, 130, 3)]
 
 
 def test_a_face_without_area_still_gives_a_crop() -> None:

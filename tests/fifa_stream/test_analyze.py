@@ -63,6 +63,11 @@ def test_an_empty_folder_is_a_failure_with_its_name(tmp_path: Path, make_bench: 
     assert json.loads(capsys.readouterr().out)["error"]["reason"] == "unreadable_file"
 
 
+def test_a_name_longer_than_a_file_may_have_is_refused_by_name(make_bench: MakeBench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analyze_images([Path("a" * 300)], make_bench().pipeline, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["message"].startswith("File name too long")
+
+
 def test_no_more_images_than_one_call_takes_are_held(tmp_path: Path, make_bench: MakeBench, make_image: MakeImage) -> None:
     for number in range(IMAGES_PER_CALL + 1):
         (tmp_path / f"{number:02}.png").write_bytes(make_image())

@@ -141,6 +141,58 @@ def test_a_large_jpeg_is_refused_by_its_header() -> None:
     assert _refusal(value).reason is Reason.IMAGE_TOO_LARGE
 
 
+def _jpeg_of_scans(count: int) -> bytes:
+    """A progressive picture whose last scan, a refinement of a few bytes, is repeated until there are so many."""
+    value = _encode(Image.fromarray(_gradient()).convert("L"), "JPEG", progressive=True)
+    last = value.rindex(b"\xff\xda")
+    return value[:last] + value[last:-2] * (count - value.count(b"\xff\xda") + 1) + value[-2:]
+
+
+def _jpeg_with(segment: bytes, count: int) -> bytes:
+    return JPEG[:2] + segment * count + JPEG[2:]
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body)) + body
+
+
+EXIF_BLOCK = _segment(0xE1, b"Exif\0\0abcd")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        pytest.param(_jpeg_of_scans(65), "more than 64 scans", id="scans"),
+        pytest.param(_jpeg_with(EXIF_BLOCK, 200_000), "more than 16 Exif blocks", id="exif"),
+        pytest.param(_jpeg_with(_segment(0xE1, b"\xff\xda") + EXIF_BLOCK, 20_000), "more than 16 Exif blocks", id="exif-behind-a-seeming-scan"),
+        pytest.param(_jpeg_with(b"\xff\xd9" + EXIF_BLOCK, 20_000), "more than 16 Exif blocks", id="exif-behind-a-seeming-end"),
+        pytest.param(_jpeg_with(b"\xff\xf0" + EXIF_BLOCK, 20_000), "more than 16 Exif blocks", id="exif-where-pillow-reads-no-length"),
+        pytest.param(_jpeg_with(_segment(0xFE, b""), 200_000), "more than 4096 segments", id="segments"),
+        pytest.param(
+            PNG[:33] + _png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000))) * 500 + PNG[33:], "16 colour profiles", id="profiles"
+        ),
+    ],
+)
+def test_an_image_that_takes_a_decoder_long_is_refused_at_once(value: bytes, says: str) -> None:
+    start = time.process_time()
+    error = _refusal(value)
+    assert error.reason is Reason.UNSUPPORTED_MEDIA and says in str(error)
+    assert time.process_time() - start < 0.2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(_jpeg_of_scans(64), id="scans"),
+        pytest.param(_jpeg_with(EXIF_BLOCK, 16), id="exif"),
+        pytest.param(JPEG + b"\xff\xda" * 500, id="behind-the-end"),
+        pytest.param(_jpeg_with(_segment(0xE2, b"\xff\xda" * 500), 1), id="inside-a-segment"),
+    ],
+)
+def test_scans_and_blocks_that_cameras_write_are_not_in_the_way(value: bytes) -> None:
+    assert _decode(value).image_HWC.shape == (HEIGHT, WIDTH, 3)
+
+
 def test_the_pixel_limit_is_ours_and_not_pillows() -> None:
     limits = DecodeLimits(max_pixels=WIDTH * HEIGHT - 1)
     assert _refusal(PNG, limits=limits).reason is Reason.IMAGE_TOO_LARGE

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from engines.contracts import EngineError
 from fifa_stream.detect import DetectLimits, FaceDetector, assess, laplacian_std
 from fifa_stream.records import NoteCode
 
@@ -36,6 +37,19 @@ def test_box_landmarks_and_crop_are_in_frame_pixels(toy_detector: Any) -> None:
 def test_a_frame_without_a_face_says_so(toy_detector: Any) -> None:
     found = FaceDetector(toy_detector([]), crop_size=CROP_SIZE, limits=DetectLimits()).detect(_frame())
     assert found.faces == () and _codes(found.notes) == [NoteCode.NO_FACE]
+
+
+@pytest.mark.parametrize("output", ["heatmap", "scale", "offset", "landmarks"])
+def test_a_detector_that_gives_no_numbers_does_not_say_that_there_is_no_face(toy_detector: Any, output: str) -> None:
+    class Broken(toy_detector):  # type: ignore[misc]
+        def run(self, feeds: Any) -> Any:
+            found = super().run(feeds)
+            found[output][:] = np.nan
+            return found
+
+    detector = FaceDetector(Broken(), crop_size=CROP_SIZE, limits=DetectLimits())
+    with pytest.raises(EngineError, match=r"outputs that are no numbers; .* fifa-stream engine check"):
+        detector.detect(_frame())
 
 
 def test_a_large_frame_without_a_face_is_looked_at_twice_and_a_small_one_once(toy_detector: Any) -> None:

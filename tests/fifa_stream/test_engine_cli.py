@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from engines.bundle import bundled_engine, read_manifest
+from engines.bundle import MANIFEST_NAME, bundled_engine, read_manifest, seal_manifest
 from fifa_stream.cli import app
 from fifa_stream.exits import ExitCode
 
@@ -72,6 +72,15 @@ def test_ensure_points_a_link_of_a_known_name_at_the_build(tmp_path: Path) -> No
     assert found.exit_code == 0 and found.stdout == built.stdout
     absent = invoke(*arguments, "--wait", "0", "--precision", "fp16")
     assert absent.exit_code == ExitCode.ENGINE and "nobody has built" in absent.stderr
+
+
+def test_a_bundle_whose_default_point_is_missing_is_told_in_one_line(tmp_path: Path) -> None:
+    for path in bundled_engine().iterdir():
+        if path.name != MANIFEST_NAME:
+            (tmp_path / path.name).symlink_to(path)
+    seal_manifest(tmp_path, read_manifest(bundled_engine()).model_copy(update={"default_operating_point": "none"}))
+    result = invoke("inspect", str(tmp_path))
+    assert result.exit_code == ExitCode.ENGINE and "default_operating_point 'none' is not in the bundle" in one_line(result.stderr)
 
 
 def test_the_shipped_bundle_is_inspected_checked_and_examined() -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -304,6 +305,13 @@ def test_ranges_hold_every_wanted_frame_and_what_it_rests_on(data: st.DataObject
         (first,) = [first for first, last in ranges if first <= order <= last]
         earlier = [at for at in range(order + 1) if is_key[at] and (pts[at] or 0) <= (pts[order] or 0)]
         assert first <= max(earlier, default=0)
+
+
+def test_hours_behind_one_key_frame_are_planned_at_once() -> None:
+    count = 400_000
+    start = time.process_time()
+    assert decode_ranges(range(0, count, 10), range(count), [True] + [False] * (count - 1)) == [(0, count - 10)]
+    assert time.process_time() - start < 2
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------------------------------
