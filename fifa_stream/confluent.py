@@ -568,7 +568,13 @@ def _made(client: Callable[[dict[str, Any]], Any], kafka: KafkaSettings, options
 
 def raw_record(message: Any) -> RawRecord:
     """A message of confluent-kafka as ours."""
-    headers = message.headers()
+    try:
+        headers = message.headers()
+    except (SystemError, UnicodeDecodeError):
+        place = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        raise KafkaError(
+            f"{place} has a header whose name is not UTF-8, which confluent-kafka cannot read; set kafka.client to kafka-python until it is answered"
+        ) from None
     return RawRecord(
         message.topic(),
         message.partition(),

@@ -21,9 +21,12 @@ from kafka.errors import (
 from kafka.structs import MemberState
 
 from fifa_stream.config import KafkaSettings
+from fifa_stream.header_names import read_any_names
 from fifa_stream.records import RawRecord
 
 logger = logging.getLogger(__name__)
+
+read_any_names()
 
 Partition = tuple[str, int]
 """(topic, partition)."""

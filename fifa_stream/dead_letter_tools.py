@@ -8,6 +8,7 @@ from kafka.errors import KafkaError
 
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
+from fifa_stream.produce import close_client
 from fifa_stream.records import DeadLetter, Kept, NotADeadLetter, OutRecord
 from fifa_stream.topic_reader import Span, read_topic
 
@@ -15,6 +16,7 @@ MAX_UNACKNOWLEDGED = 200
 """Records sent before their acknowledgements are waited for."""
 UNLIMITED_REQUEST_BYTES = 1 << 30
 """The broker says what is too large: the letter went through it once."""
+CLOSE_TIMEOUT_S = 3.0
 
 
 def read_letters(kafka: KafkaSettings, span: Span | None = None, *, reason: str | None = None) -> Iterator[DeadLetter | NotADeadLetter]:
@@ -77,7 +79,7 @@ def replay(kafka: KafkaSettings, letters: Iterable[DeadLetter], *, topic: str | 
                 sent = []
         yield from _acknowledged(sent, kafka)
     finally:
-        producer.close(timeout=3.0)
+        close_client(producer, CLOSE_TIMEOUT_S)
 
 
 def _plan(letter: DeadLetter, topic: str, kafka: KafkaSettings) -> Replay:
@@ -88,8 +90,11 @@ def _plan(letter: DeadLetter, topic: str, kafka: KafkaSettings) -> Replay:
         skipped = "key, headers and image were left out of the letter"
     elif not letter.is_whole:
         skipped = "the letter's value is not the original's: its digest differs"
-    elif topic == kafka.dead_letters_topic:
-        skipped = "its original would go to the dead-letters topic"
+    elif topic in (".", ".."):
+        skipped = "no topic can have the name it gives"
+    elif topic in (kafka.dead_letters_topic, kafka.verdicts_topic, kafka.shadow_topic, kafka.state_topic):
+        # Whoever may write letters only must not write verdicts by the hand of who replays them.
+        skipped = "its original would go where answers go"
     return Replay(letter, topic, None, skipped) if skipped else Replay(letter, topic, letter.original())
 
 
@@ -99,7 +104,7 @@ def _send(producer: kafka_python.KafkaProducer, one: Replay, record: OutRecord) 
         # The stream's other frames lie on this partition, whatever partitioner their producer has.
         partition = one.letter.partition if one.topic == one.letter.topic and one.letter.partition in partitions else None
         return producer.send(one.topic, key=record.key, value=record.value, headers=list(record.headers), partition=partition)
-    except KafkaError as error:
+    except (KafkaError, ValueError) as error:  # the second for what is no name of a topic
         raise _not_taken(one, error) from None
 
 
@@ -113,6 +118,6 @@ def _acknowledged(sent: Iterable[tuple[Replay, object]], kafka: KafkaSettings) -
         yield one
 
 
-def _not_taken(one: Replay, error: KafkaError) -> BrokerError:
+def _not_taken(one: Replay, error: Exception) -> BrokerError:
     where = f"{one.letter.raw.partition}/{one.letter.raw.offset}"
     return BrokerError(f"the original of letter {where} was not taken by topic {one.topic!r}: {type(error).__name__}: {error}; replay from there")

@@ -29,14 +29,24 @@ REMEDIES = {
 
 
 def fitted_dead_letter(raw: RawRecord, error: RecordError, *, group: str, keep_image: bool, max_bytes: int) -> OutRecord:
-    """As much of the input as fits `max_bytes` (key, value and headers): all of it, else all but the image, else nothing but where and why."""
+    """As much of the input as fits `max_bytes` (key, value, headers, as they are sent): all of it, else all but the image, else where and why."""
     whole = dead_letter_record(raw, error, group=group, keep_value=keep_image)
-    if whole.size <= max_bytes:
+    if _sent_bytes(whole) <= max_bytes:
         return whole
     without_image = dead_letter_record(raw, error, group=group, keep_value=False)
-    if without_image.size <= max_bytes:
+    if _sent_bytes(without_image) <= max_bytes:
         return without_image
     return dead_letter_record(raw, error, group=group, keep_value=False, keep_headers=False)
+
+
+def _sent_bytes(record: OutRecord) -> int:
+    """With the lengths that stand before names and values of headers: of thousands of short ones they are the greater part."""
+    return record.size + sum(_length_bytes(len(name.encode())) + _length_bytes(len(data)) for name, data in record.headers)
+
+
+def _length_bytes(number: int) -> int:
+    """Of Kafka's zigzag varint."""
+    return max(1, ((number << 1).bit_length() + 6) // 7)
 
 
 class TooManyDeadLetters(Exception):

@@ -28,12 +28,16 @@ PartitionOption = Annotated[int | None, typer.Option("--partition", min=0, help=
 OffsetOption = Annotated[int | None, typer.Option("--offset", min=0, help="Begin here; needs --partition.")]
 DUMPED_BYTES = 64
 MAX_SHOWN_CHARACTERS = 400
+ROWS = 100
+"""Of a table, unless told otherwise."""
 
 
 @app.command("list")
 def list_letters(
     reason: ReasonOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Rows, the last ones; the count below them is of all.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="Rows, the last ones; default: 100 in a table, which counts all below, and all with --json.")
+    ] = None,
     partition: PartitionOption = None,
     offset: OffsetOption = None,
     since: SinceOption = None,
@@ -54,12 +58,16 @@ def list_letters(
         if records and not as_json:
             end(ExitCode.USAGE, "--records is for machines; give --json as well")
         kafka, span = load_settings(config, bootstrap).kafka, _span(partition, offset, since)
-        rows: deque[dict[str, object]] = deque(maxlen=limit)
+        rows: deque[dict[str, object]] = deque(maxlen=ROWS if limit is None else limit)
         reasons, num_strays = Counter[str](), 0
         for letter in read_letters(kafka, span, reason=_known(reason)):
             if isinstance(letter, DeadLetter):
                 reasons[letter.reason] += 1
-                rows.append(_row(letter) | ({"record": _original(letter)} if records else {}))
+                row = _row(letter) | ({"record": _original(letter)} if records else {})
+                if as_json and limit is None:
+                    typer.echo(json.dumps(row))  # none is left out of a file, and none is held
+                else:
+                    rows.append(row)
             else:
                 num_strays += 1
         if as_json:
@@ -131,7 +139,7 @@ def replay(
     with clear_errors():
         from itertools import islice
 
-        from fifa_stream.dead_letter_tools import read_letters
+        from fifa_stream.dead_letter_tools import MAX_UNACKNOWLEDGED, read_letters
         from fifa_stream.dead_letter_tools import replay as replay_letters
         from fifa_stream.records import DeadLetter
 
@@ -145,14 +153,19 @@ def replay(
                 else:
                     strays.append(letter)
 
-        sent, skipped = Counter[str](), Counter[str]()
-        for one in replay_letters(kafka, islice(letters(), limit), topic=topic, dry_run=dry_run):
-            if one.record is None:
-                skipped[one.skipped] += 1
-            else:
-                sent[one.topic] += 1
-            if dry_run or one.record is None:
-                typer.echo(_plain(_told(one)))
+        sent, skipped, reached = Counter[str](), Counter[str](), dict[int, int]()
+        try:
+            for one in replay_letters(kafka, islice(letters(), limit), topic=topic, dry_run=dry_run):
+                if one.record is None:
+                    skipped[one.skipped] += 1
+                else:
+                    sent[one.topic] += 1
+                if dry_run or one.record is None:
+                    typer.echo(_plain(_told(one)))
+                reached[one.letter.raw.partition] = one.letter.raw.offset + 1
+        except KeyboardInterrupt:  # the letters stay: who does not know how far it came sends them twice
+            on = "".join(f", --partition {number} --offset {following}" for number, following in sorted(reached.items()))
+            end(ExitCode.ABORTED, f"interrupted, {sent.total()} sent; go on with the same command{on}; up to {MAX_UNACKNOWLEDGED} more may be sent")
         done = "would be sent" if dry_run else "sent"
         typer.echo(f"{sent.total()} {done}{''.join(f', {count} to {_plain(name)}' for name, count in sent.items())}{_strays(len(strays))}")
         if skipped:

@@ -73,7 +73,7 @@ def clear_errors() -> Iterator[None]:
     """An expected error is one line on standard error and its exit status; anything else is shown with its traceback and ends with STOPPED."""
     try:
         yield
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # the last of `... | head`: whoever read has enough, and typer ends in silence
         raise
     except Exception as error:
         names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}

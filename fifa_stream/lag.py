@@ -75,7 +75,7 @@ class PartitionLag:
     records: int
     """Records kept from the committed offset to the end. Markers of transactions count as records."""
     oldest_ms: int | None
-    """Timestamp of the first of them; None where there is none, or none came in time."""
+    """Timestamp of the first of them; None where there is none, it has no timestamp, or none came in time."""
 
 
 def group_lag(kafka: KafkaSettings, *, timeout_s: float = READ_TIMEOUT_S) -> list[PartitionLag]:
@@ -121,7 +121,7 @@ def _read(consumer: Any, kafka: KafkaSettings, timeout_s: float) -> list[Partiti
             committed[partition],
             ends[partition],
             ends[partition] - begins[partition],
-            oldest_ms.get(partition),
+            oldest if (oldest := oldest_ms.get(partition, -1)) >= 0 else None,
         )
         for partition in partitions
     ]

@@ -109,6 +109,10 @@ class Dialect:
     """Matcher that every series of ours and of kube-state-metrics gets; empty: none."""
     gpu_scope: str
     """The same for DCGM, whose namespace label is called otherwise."""
+    autoscaler: str
+    """Matcher of our HorizontalPodAutoscaler: a namespace holds those of others too; empty: none."""
+    scaled_object: str
+    """The same of our ScaledObject."""
     threshold: Callable[[str], str]
     runbook: str
     alert_text: Callable[[str], str]
@@ -136,10 +140,12 @@ def _selector(name: str, matchers: list[str]) -> str:
     return f"{name}{{{space}{given}}}" if given else name
 
 
-PLAIN = Dialect("", "", lambda name: f"{THRESHOLDS[name][0]:g}", RUNBOOK, lambda text: text)
+PLAIN = Dialect("", "", "", "", lambda name: f"{THRESHOLDS[name][0]:g}", RUNBOOK, lambda text: text)
 CHART = Dialect(
     'namespace="{{ .Release.Namespace }}"',
     '{{ .Values.prometheusRule.dcgmNamespaceLabel }}="{{ .Release.Namespace }}"',
+    'horizontalpodautoscaler=~"{{ include "fifa.autoscalers" . }}"',
+    'scaledObject=~"{{ include "fifa.autoscalers" . }}"',
     lambda name: f"{{{{ .Values.prometheusRule.thresholds.{name} }}}}",
     "{{ .Values.prometheusRule.runbookUrl }}",
     lambda text: re.sub(r"{{.*?}}", lambda found: f"{{{{`{found[0]}`}}}}", text),
@@ -187,8 +193,9 @@ def alerts(d: Dialect) -> tuple[Alert, ...]:
     lag, answers = d.recorded(LAG), d.recorded(ANSWERS)
     shed = f"sum {BY_GROUP} (rate({d.series(FRAMES_SHED)}[10m]))"
     polled = f"sum {BY_GROUP} (rate({d.series(RECORDS_POLLED)}[10m]))"
-    desired = d.external("kube_horizontalpodautoscaler_status_desired_replicas")
-    most = d.external("kube_horizontalpodautoscaler_spec_max_replicas")
+    unreadable = d.series(STREAMS_FORGOTTEN, reason="unreadable")
+    desired = d.external("kube_horizontalpodautoscaler_status_desired_replicas", d.autoscaler)
+    most = d.external("kube_horizontalpodautoscaler_spec_max_replicas", d.autoscaler)
     group, member = "{{ $labels.namespace }}/{{ $labels.job }}", "{{ $labels.instance }}"
     return (
         Alert("Stalled", "critical", f"{lag} > 0 and {answers} == 0", "5m", f"{group} has {{{{ $value }}}} records waiting and answers none."),
@@ -308,7 +315,8 @@ def alerts(d: Dialect) -> tuple[Alert, ...]:
         Alert(
             "StreamsUnreadable",
             "warning",
-            f"sum {BY_GROUP} (increase({d.series(STREAMS_FORGOTTEN, reason='unreadable')}[15m])) > 0",
+            # A member counts them when it has just begun, before the first scrape: no increase shows them.
+            f"sum {BY_GROUP} (increase({unreadable}[15m])) > 0 or sum {BY_GROUP} ({unreadable} unless {unreadable} offset 15m) > 0",
             "0m",
             f"{{{{ $value }}}} streams of {group} began anew: what was kept of them cannot be read.",
         ),
@@ -322,7 +330,7 @@ def alerts(d: Dialect) -> tuple[Alert, ...]:
         Alert(
             "ScalerErrors",
             "warning",
-            f"sum by (namespace, scaledObject) (increase({d.external('keda_scaler_detail_errors_total')}[10m])) > 0",
+            f"sum by (namespace, scaledObject) (increase({d.external('keda_scaler_detail_errors_total', d.scaled_object)}[10m])) > 0",
             "10m",
             "KEDA cannot read the lag for {{ $labels.scaledObject }}.",
         ),
@@ -376,7 +384,7 @@ def chart_values() -> str:
 Panel = dict[str, Any]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 SCOPE = 'namespace=~"$namespace", job=~"$job"'
-DASHBOARD = Dialect(SCOPE, "", lambda name: f"{THRESHOLDS[name][0]:g}", RUNBOOK, lambda text: text)
+DASHBOARD = Dialect(SCOPE, "", "", "", lambda name: f"{THRESHOLDS[name][0]:g}", RUNBOOK, lambda text: text)
 COLUMNS, HEIGHT = 24, 8
 
 

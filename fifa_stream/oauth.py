@@ -6,6 +6,8 @@ read, and an issuer's token is renewed ahead of time by a thread of its own.
 
 import base64
 import binascii
+import contextlib
+import http.client
 import json
 import logging
 import re
@@ -30,7 +32,11 @@ RENEW_AT = 0.8
 DEFAULT_LIFE_S = 300.0
 """Of a token whose issuer does not say."""
 RETRY_S = (1.0, 30.0)
-"""Between tries of a renewal: the first wait and the longest; it doubles."""
+"""Between tries of a renewal: the first wait and the longest; it doubles. The first is the shortest between any two renewals."""
+MAX_LIFE_S = 365 * 86_400.0
+"""A token that lives longer is renewed all the same."""
+LATEST_S = 1e11
+"""The year 5138: an `exp` beyond is none, or not in seconds."""
 
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _ERROR_CODE = re.compile(r"[a-z_]{1,40}")
@@ -117,8 +123,8 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
 
     def _renew(self) -> None:
         assert self._token is not None
-        retry_s, wait_s = RETRY_S[0], RENEW_AT * (self._token.expires_at - self._clock())
-        while not self._closed.wait(max(0.0, wait_s)):
+        retry_s, wait_s = RETRY_S[0], self._until_renewal(self._token)
+        while not self._closed.wait(wait_s):
             try:
                 fetched = self._fetch()
             except Exception as error:  # of any kind: an unreadable secret too may be mended while the token still holds
@@ -127,8 +133,12 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
                 wait_s, retry_s = retry_s, min(2 * retry_s, RETRY_S[1])
             else:
                 self._token, self._last_error = fetched, None
-                retry_s, wait_s = RETRY_S[0], RENEW_AT * (fetched.expires_at - self._clock())
+                retry_s, wait_s = RETRY_S[0], self._until_renewal(fetched)
                 logger.info("OAuth token renewed: expires_in_s=%.0f", fetched.expires_at - self._clock())
+
+    def _until_renewal(self, token: Token) -> float:
+        # Never at once: a clock that jumps would make every token look old, and the issuer be asked without a pause.
+        return max(RETRY_S[0], RENEW_AT * min(MAX_LIFE_S, token.expires_at - self._clock()))
 
     def _fetch(self) -> Token:
         form = {"grant_type": "client_credentials"} | ({"scope": self._scope} if self._scope else {})
@@ -140,8 +150,13 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
             with _opener().open(request, timeout=ISSUER_TIMEOUT_S) as response:
                 body = response.read(MAX_ANSWER_BYTES)
         except urllib.error.HTTPError as error:
-            with error:
-                raise _refused(place, error.code, error.read(MAX_ANSWER_BYTES)) from None
+            said = b""
+            with error, contextlib.suppress(OSError, http.client.HTTPException):  # the status is enough
+                said = error.read(MAX_ANSWER_BYTES)
+            raise _refused(place, error.code, said) from None
+        except http.client.HTTPException as error:  # another port; what it says is a stranger's
+            why = f"the answer of the issuer {place} is not HTTP: {type(error).__name__}"
+            raise TokenError(why, "check kafka.sasl_oauth_token_url", may_pass=True) from None
         except (OSError, ValueError) as error:
             cause = getattr(error, "reason", error)
             raise TokenError(f"the issuer {place} does not answer: {cause}", "check kafka.sasl_oauth_token_url", may_pass=True) from None
@@ -151,8 +166,12 @@ class ClientCredentialsTokens(AbstractTokenProvider):  # type: ignore[misc]
             raise TokenError(f"the issuer {place} gave no access_token", "check kafka.sasl_oauth_token_url", may_pass=False)
         now = self._clock()
         if isinstance(life_s, int | float) and not isinstance(life_s, bool) and life_s > 0:
-            return Token(text, now + life_s)
-        return Token(text, jwt_expiry(text) or now + DEFAULT_LIFE_S)
+            return Token(text, now + min(life_s, MAX_LIFE_S))
+        expires_at = jwt_expiry(text)
+        if expires_at is not None and expires_at <= now:
+            why = f"the token that the issuer {place} gave expired {now - expires_at:.0f} s ago"
+            raise TokenError(why, "set this clock, or the issuer's", may_pass=True)
+        return Token(text, expires_at or now + DEFAULT_LIFE_S)
 
 
 def jwt_expiry(token: str) -> float | None:
@@ -163,7 +182,7 @@ def jwt_expiry(token: str) -> float | None:
     except (binascii.Error, ValueError):
         return None
     expiry = claims.get("exp")
-    return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) else None
+    return float(expiry) if isinstance(expiry, int | float) and not isinstance(expiry, bool) and abs(expiry) < LATEST_S else None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

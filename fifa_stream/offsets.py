@@ -30,6 +30,15 @@ class Assignment:
     oldest_ms: int | None = None
     """Timestamp of the first record at or behind `committed`; None when every record that came is committed."""
     live: bool = True
+    before: "Assignment | None" = None
+    """The same stay before its log went back, while records of that are in work."""
+
+    def end(self) -> None:
+        """What is in work is another member's, or comes again."""
+        stay: Assignment | None = self
+        while stay is not None:
+            stay.live = False
+            stay = stay.before
 
     @property
     def position(self) -> int:
@@ -102,7 +111,7 @@ class OffsetTracker:
         with self._lock:
             begins = {}
             for partition, assignment in self._assignments.items():
-                assignment.live = False
+                assignment.end()
                 if assignment.last_started >= 0:
                     begins[partition] = assignment.committed
                 self._assignments[partition] = Assignment()
@@ -117,7 +126,7 @@ class OffsetTracker:
         assignment = self._assignments.pop(partition, None)
         if assignment is None:
             return None
-        assignment.live = False
+        assignment.end()
         return assignment.position if assignment.position > assignment.committed else None
 
     def start(self, record: RawRecord) -> Ticket | None:
@@ -129,7 +138,7 @@ class OffsetTracker:
                 return None
             if record.offset <= assignment.last_started:
                 # The log went back (topic made anew, truncation, a position reset): what came before no longer bounds the watermark.
-                assignment = self._assignments[partition] = Assignment()
+                assignment = self._assignments[partition] = Assignment(before=assignment if assignment.pending else assignment.before)
                 self.num_times_back += 1
             if assignment.last_started < 0:
                 assignment.committed = record.offset

@@ -172,20 +172,29 @@ def replay(
     with clear_errors():
         if not 0 < rate < float("inf"):
             end(ExitCode.USAGE, f"--rate {rate:g} is no rate; give records a second above 0")
+        from itertools import islice
+
         from fifa_stream.recording import read_lines
-        from fifa_stream.replay import examine
+        from fifa_stream.replay import MAX_UNACKNOWLEDGED, examine
         from fifa_stream.replay import replay as replay_lines
 
         kafka = load_settings(config, bootstrap).kafka
         topic = topic or kafka.frames_topic
-        if topic in (kafka.verdicts_topic, kafka.dead_letters_topic):
+        if topic in (kafka.verdicts_topic, kafka.dead_letters_topic, kafka.shadow_topic, kafka.state_topic):
             end(ExitCode.USAGE, f"--topic {topic} is where answers go; frames go to {kafka.frames_topic} or to a topic of your own")
         contents = examine(file)  # to its end, before anything is sent
-        chosen = (line for line in read_lines(file) if line.number >= from_line)
+        seen = islice(read_lines(file), contents.records + contents.without_original)  # what is being written behind may be half a line
+        chosen = (line for line in seen if line.number >= from_line)
         if dry_run:
             typer.echo(f"{sum(line.record is not None for line in chosen)} would be sent to {topic}, {contents.value_bytes} bytes in the file")
         else:
-            sent = sum(1 for _ in replay_lines(kafka, chosen, topic=topic, rate=rate, keep_timestamps=not new_timestamps))
+            sent, reached = 0, from_line - 1
+            try:
+                for one in replay_lines(kafka, chosen, topic=topic, rate=rate, keep_timestamps=not new_timestamps):
+                    sent, reached = sent + 1, one.line
+            except KeyboardInterrupt:
+                on = f"go on with --from-line {reached + 1}"
+                end(ExitCode.ABORTED, f"interrupted, {sent} sent to {topic}; {on}; up to {MAX_UNACKNOWLEDGED} more lines may be sent")
             typer.echo(f"{sent} sent to {topic}")
         if contents.without_original:
             end(ExitCode.SOME_FAILED, f"{contents.without_original} dead letters of {file} do not hold their original")

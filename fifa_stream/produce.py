@@ -184,13 +184,18 @@ class KafkaProducer:
 
     def close(self, timeout_s: float) -> None:
         """Flush and disconnect within the time; what is not acknowledged by then was never committed."""
-        try:
-            self._producer.close(timeout=timeout_s)
-        except KafkaError as error:
-            logger.warning("producer closed without the broker: %s", type(error).__name__)
-            # kafka-python 3.0.12 raises before it has ended its sender, which then goes on sending for ever; and raises again when it is collected.
-            self._producer._sender.force_close()
-            self._producer._closed = True
+        close_client(self._producer, timeout_s)
+
+
+def close_client(producer: Any, timeout_s: float) -> None:
+    """Flush and close a producer of kafka-python within the time. Raises nothing: whoever closes after a failure has that one to tell."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        logger.warning("producer closed without the broker: %s", type(error).__name__)
+        # kafka-python 3.0.12 raises before it has ended its sender, which then goes on sending for ever; and raises again when it is collected.
+        producer._sender.force_close()
+        producer._closed = True
 
 
 def check_topics(kafka: KafkaSettings, *, has_state: bool = False) -> None:

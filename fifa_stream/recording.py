@@ -1,7 +1,8 @@
 """Records in a file: one JSON object a line, byte for byte what was sent. `send --record` and `dead-letters list --records` write, `replay` reads.
 
-A key or the value of a header is a string where it is UTF-8, else {"base64": ...}; the value of a record is always base64. A line of
-`dead-letters` has more fields, and the original under `record`: null where the letter does not hold it.
+A key or the value of a header is a string where it is UTF-8, else {"base64": ...}; the value of a record is always base64. Bytes of a header's name
+that are not UTF-8 are lone surrogates (PEP 383). A line of `dead-letters` has more fields, and the original under `record`: null where the letter
+does not hold it.
 """
 
 import base64
@@ -14,11 +15,11 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fifa_stream.header_names import header_name
 from fifa_stream.records import OutRecord, RawRecord
 
 MAX_LINE_BYTES: Final = 64 << 20
 """A record of 48 MiB; more is no frame of ours."""
-MAX_HEADERS: Final = 1_000
 
 
 class RecordingError(Exception):
@@ -47,7 +48,7 @@ class Recorded(BaseModel):
     timestamp_ms: int = Field(ge=-1 << 63, lt=1 << 63)
     """Its own, Unix milliseconds; below 0 for none."""
     key: str | Bytes | None
-    headers: tuple[tuple[str, str | Bytes], ...] = Field(max_length=MAX_HEADERS)
+    headers: tuple[tuple[str, str | Bytes], ...]
     """In their order; a name may come twice."""
     value: str | None
     """In base64."""
@@ -61,7 +62,7 @@ class Recorded(BaseModel):
             offset=offset,
             timestamp_ms=timestamp_ms,
             key=None if record.key is None else _written(record.key),
-            headers=tuple((name, _written(data)) for name, data in record.headers),
+            headers=tuple((str(name), _written(data)) for name, data in record.headers),
             value=None if record.value is None else base64.b64encode(record.value).decode(),
         )
 
@@ -71,7 +72,7 @@ class Recorded(BaseModel):
 
     def raw(self) -> RawRecord:
         """As a record that was read. Raises ValueError for base64 that is none."""
-        headers = tuple((name, _read(data)) for name, data in self.headers)
+        headers = tuple((_name(name), _read(data)) for name, data in self.headers)
         key = None if self.key is None else _read(self.key)
         value = None if self.value is None else _decoded(self.value)
         return RawRecord(self.topic, self.partition, self.offset, self.timestamp_ms, key, value, headers)
@@ -141,6 +142,14 @@ def _written(data: bytes) -> str | Bytes:
 
 def _read(data: str | Bytes) -> bytes:
     return data.encode("utf-8") if isinstance(data, str) else _decoded(data.base64)
+
+
+def _name(text: str) -> str:
+    """Of a header."""
+    try:
+        return header_name(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{text[:20]!a} is no name of a header: half a character") from None
 
 
 def _decoded(text: str) -> bytes:

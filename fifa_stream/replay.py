@@ -12,13 +12,15 @@ from kafka.errors import KafkaError
 
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import KafkaSettings
-from fifa_stream.recording import Line, read_lines
+from fifa_stream.produce import close_client
+from fifa_stream.recording import Line, RecordingError, read_lines
 from fifa_stream.records import RawRecord
 
 MAX_UNACKNOWLEDGED = 200
 """Records sent before the first of them has to be acknowledged."""
 UNLIMITED_REQUEST_BYTES = 1 << 30
 """The broker says what is too large."""
+CLOSE_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
@@ -44,6 +46,9 @@ class Contents:
 
 def examine(file: Path) -> Contents:
     """Read a file to its end before anything of it is sent. Raises RecordingError."""
+    if file.exists() and not file.is_file():
+        # Of a pipe nothing would be left to send.
+        raise RecordingError(f"{file} is read twice, and is no regular file; write it to a file first")
     records, value_bytes, without = 0, 0, 0
     for line in read_lines(file):
         if line.record is None:
@@ -81,7 +86,7 @@ def replay(
         while waiting:
             yield _acknowledged(*waiting.popleft(), topic, kafka)
     finally:
-        producer.close(timeout=3.0)
+        close_client(producer, CLOSE_TIMEOUT_S)
 
 
 def paced(items: Iterable[T], rate: float, *, clock: Callable[[], float], pause: Callable[[float], object]) -> Iterator[T]:
@@ -124,7 +129,7 @@ def _send(producer: Any, one: Sent, topic: str, *, keep_timestamps: bool) -> Any
             partition=record.partition if lay_here else None,
             timestamp_ms=record.timestamp_ms if keep_timestamps and record.timestamp_ms >= 0 else None,
         )
-    except KafkaError as error:
+    except (KafkaError, ValueError) as error:  # the second for what is no name of a topic
         raise _not_taken(one, topic, error) from None
 
 
@@ -140,6 +145,6 @@ def _acknowledged(one: Sent, future: Any, topic: str, kafka: KafkaSettings) -> S
     return one
 
 
-def _not_taken(one: Sent, topic: str, error: KafkaError) -> BrokerError:
+def _not_taken(one: Sent, topic: str, error: Exception) -> BrokerError:
     said = " ".join(str(error).split())[:200]
     return BrokerError(f"line {one.line} was not taken by topic {topic!r}: {type(error).__name__}: {said}; replay from there with --from-line")

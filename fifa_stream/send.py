@@ -9,11 +9,13 @@ from kafka.errors import KafkaError
 from fifa_stream.claims import ClaimStore, PutError
 from fifa_stream.cluster import BrokerError, find_cluster
 from fifa_stream.config import ClaimSettings, ConfigError, KafkaSettings
+from fifa_stream.produce import close_client
 from fifa_stream.recording import Recorded
 from fifa_stream.records import Claim, OutRecord, Query, RecordError
 from fifa_stream.tracing import NoTracing, Tracing, carrying, plain_send
 
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+CLOSE_TIMEOUT_S = 3.0
 
 
 class SendError(Exception):
@@ -120,8 +122,8 @@ def send_images(
                     where = Recorded.of(record, topic=topic, partition=place.partition, offset=place.offset, timestamp_ms=place.timestamp)
                     recording.write(f"{where.line()}\n")
         finally:
-            producer.close(timeout=3.0)
-    except KafkaError as error:
+            close_client(producer, CLOSE_TIMEOUT_S)
+    except (KafkaError, ValueError) as error:  # the second for what is no name of a topic
         message = f"sending to topic {topic!r} failed: {type(error).__name__}: {error}; make the topic with 'fifa-stream topics create'"
         raise BrokerError(message) from None
     finally:

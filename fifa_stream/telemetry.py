@@ -1,8 +1,10 @@
 """What an operator sees: one typed list of metrics, one-line logs, and the health port."""
 
+import contextlib
 import itertools
 import json
 import logging
+import socket
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 STALL_AFTER_S = 60.0
 """Without a turn of the loop for this long the process is not alive: the loop turns even while inference is busy."""
+MAX_CLIENTS = 32
+"""Of the health port at once, each on a thread; beyond it the one that came first is cut off, so a probe is always heard."""
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 END_TO_END_BUCKETS_S = (*LATENCY_BUCKETS_S, 60.0, 300.0, 1800.0)
 """A backlog makes frames old by minutes."""
@@ -362,6 +366,42 @@ class PortTaken(OSError):
     """The health port cannot be bound."""
 
 
+class _Server(ThreadingHTTPServer):
+    """For clients that nobody chose: scanners that hang up, and whoever holds a connection without asking for anything."""
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._clients: dict[Any, None] = {}
+        """Connections, in the order in which they came."""
+        self._lock = threading.Lock()
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` is IPv4 too, whatever the machine's default is
+        super().server_bind()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._clients[request] = None
+            if len(self._clients) > MAX_CLIENTS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with contextlib.suppress(OSError):  # it has just gone by itself
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The library prints a traceback, in any format of logs, for each client that hangs up."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            logger.exception("the health port failed on a request")
+
+
 class HealthServer:
     """`/health/live`, `/health/ready`, `/health/started` (200 or 503) and `/metrics`, on a thread of its own."""
 
@@ -396,7 +436,7 @@ class HealthServer:
                 """Probes come every few seconds: not logged."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server(host, port, Handler)
         except OSError as error:
             raise PortTaken(
                 f"health port {host}:{port} cannot be bound: {error.strerror}; set runtime.health_port to a free port, or to 0 to turn it off"
@@ -432,12 +472,15 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+"""What ends a line somewhere, or steers a terminal, to its escape."""
+
+
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        # A client chooses header text, and header text reaches messages: one event stays one line.
-        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
-        text = f"{time} {record.levelname:<7} {record.name}: {message}"
+        # A client chooses header text, and header text reaches messages: one event stays one line, and says nothing to a terminal.
+        text = f"{time} {record.levelname:<7} {record.name}: {record.getMessage().translate(_CONTROLS)}"
         text += "".join(f" {name}={getattr(record, name)}" for name in TRACE_FIELDS if hasattr(record, name))
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 

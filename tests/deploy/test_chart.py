@@ -200,6 +200,29 @@ def test_selectors_never_change(rendered: dict[str, Rendered]) -> None:
     assert found == {"app.kubernetes.io/name": "fifa-stream", "app.kubernetes.io/instance": "prod", "app.kubernetes.io/component": "worker"}
 
 
+@pytest.mark.parametrize("number", ["123", "1.10", "0x1f"])
+def test_names_that_look_like_numbers_stay_names(number: str, chart: Chart) -> None:
+    """A release by the number of a pull request, a topic by a version: an object with a number for a name is refused, and 1.10 would be topic 1.1."""
+    names = {
+        "frames_topic": number,
+        "verdicts_topic": f"{number}1",
+        "dead_letters_topic": f"{number}2",
+        "shadow_topic": f"{number}3",
+        "state_topic": f"{number}4",
+    }
+    topics = merge(SETS["cpu-hpa"], {"settings": {"kafka": names, "streams": {"memory": "topic"}}})
+    strimzi = {"cluster": "main", "topics": {"enabled": True}, "user": {"enabled": True, "authentication": "scram-sha-512"}}
+    user = {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "worker"}
+    secrets = {"sasl": {"existingSecret": "worker"}}
+    values = merge(topics, {"strimzi": strimzi, "settings": {"kafka": user}, "secrets": secrets, "podMonitor": {"enabled": True}})
+    one = chart.render(merge(values, {"strimzi": {"user": {"name": "worker"}}}), release=number.replace("x", "").replace(".", ""))
+    labels = [item["metadata"]["labels"]["app.kubernetes.io/instance"] for item in one.objects]
+    found = {topic["spec"]["topicName"] for topic in one.of("KafkaTopic")}
+    granted = {acl["resource"]["name"] for acl in one.one("KafkaUser")["spec"]["authorization"]["acls"] if acl["resource"]["type"] == "topic"}
+    assert all(isinstance(label, str) for label in labels)
+    assert found == granted == set(names.values())
+
+
 def names_of_jobs(chart: Chart, values: Values) -> set[str]:
     return {job["metadata"]["name"] for job in chart.render(values).of("Job")}
 
@@ -312,3 +335,25 @@ def test_promtool_takes_the_rendered_rules(chart: Chart, tmp_path: Path) -> None
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": rules["spec"]["groups"]}))
     done = subprocess.run([promtool, "check", "rules", tmp_path / "rules.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_alerts_of_autoscaling_speak_of_the_releases_own_autoscaler(chart: Chart) -> None:
+    """A namespace holds other applications, whose autoscalers may stand at their maximum for reasons of their own."""
+    for mode, name in (("hpa", "(keda-hpa-)?prod-fifa-stream"), ("external", ".+")):
+        values = merge(SETS["default"], {"autoscaling": {"mode": mode}, "prometheusRule": {"enabled": True}})
+        groups = chart.render(values).one("PrometheusRule")["spec"]["groups"]
+        rules = {rule.get("alert"): rule["expr"] for group in groups for rule in group["rules"]}
+        assert rules["FifaStreamAutoscalerAtMax"].count(f'horizontalpodautoscaler=~"{name}"') == 2
+        assert f'scaledObject=~"{name}"' in rules["FifaStreamScalerErrors"]
+
+
+def test_a_policy_without_ports_of_name_servers_opens_none(chart: Chart) -> None:
+    """A rule whose list of ports is empty lets out everything, to everywhere."""
+    egress = chart.render({"networkPolicy": {"dnsPorts": []}}).one("NetworkPolicy")["spec"]["egress"]
+    assert egress == [{"ports": [{"protocol": "TCP", "port": 9092}]}]
+
+
+def test_keda_may_be_told_brokers_by_address_of_ipv6(chart: Chart) -> None:
+    brokers = {"autoscaling": {"mode": "keda"}, "settings": {"kafka": {"bootstrap_servers": "[fd00::1]:9092, [fd00::2]:9092"}}}
+    (trigger,) = chart.render(brokers).one("ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["bootstrapServers"] == "[fd00::1]:9092,[fd00::2]:9092"

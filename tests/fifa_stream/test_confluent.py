@@ -60,6 +60,8 @@ class Message:
         return self._value
 
     def headers(self) -> Any:
+        if isinstance(self._headers, Exception):
+            raise self._headers
         return self._headers
 
     def error(self) -> Any:
@@ -674,3 +676,9 @@ def test_a_producer_that_was_not_let_in_is_let_go(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DeliveryError, match="transactional id 'a' cannot be used: _TIMED_OUT"):
         ConfluentProducer(KafkaSettings(), transactional_id="a")
     assert len(let_go) == 1 and not hasattr(let_go[0], "_client")
+
+
+def test_a_header_whose_name_is_no_text_is_told_by_its_record_and_the_way_out() -> None:
+    unreadable = Message(17, headers=SystemError("<method 'headers'> returned a result with an exception set"))
+    with pytest.raises(KafkaError, match=r"fifa\.frames/0/17 has a header whose name is not UTF-8.*set kafka\.client to kafka-python"):
+        confluent.raw_record(unreadable)

@@ -1,12 +1,14 @@
 """Limits by run and ratio, letters that fit, and letters read back as what they were."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka.record.default_records import DefaultRecordBatchBuilder
 from pydantic import ValidationError
 
 from fifa_stream.config import DeadLetterSettings, KafkaSettings
@@ -15,6 +17,7 @@ from fifa_stream.dead_letters import REMEDIES, DeadLetterGuard, TooManyDeadLette
 from fifa_stream.exits import EXPECTED_ERRORS, ExitCode
 from fifa_stream.offsets import Assignment, Ticket
 from fifa_stream.records import DeadLetter, Kept, NotADeadLetter, OutRecord, RawRecord, Reason, RecordError
+from fifa_stream.runner import HEADER_BYTES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "dead-letters.md"
 P0, P1 = (Ticket(RawRecord("frames", number, 0, 0, None, b"", ()), Assignment()) for number in range(2))
@@ -35,6 +38,19 @@ def stops_at(watch: DeadLetterGuard, answers: list[Reason | None]) -> int | None
         except TooManyDeadLetters:
             return number
     return None
+
+
+@pytest.mark.parametrize("num_headers", [0, 5_000, 349_000])
+def test_a_letter_can_be_sent_however_many_headers_the_frame_had(num_headers: int) -> None:
+    def sent_bytes(record: RawRecord | OutRecord) -> int:
+        return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, record.value, list(record.headers)))
+
+    most = KafkaSettings().max_request_bytes
+    frame = RawRecord("frames", 0, 0, 0, b"k", b"", (("a", b""),) * num_headers)
+    frame = frame._replace(value=b"x" * (most - sent_bytes(frame) - 4))
+    assert sent_bytes(frame) <= most, "the broker took it"
+    letter = fitted_dead_letter(frame, ERROR, group="g", keep_image=True, max_bytes=most - HEADER_BYTES)
+    assert sent_bytes(letter) <= most
 
 
 def test_the_worker_stops_before_a_run_is_complete_and_says_what_to_do() -> None:
@@ -195,6 +211,19 @@ def test_where_nothing_is_to_be_left_out_a_letter_is_whole() -> None:
     """A claim is in the headers."""
     letter = letter_of(frame(None), keep_image=False)
     assert letter.is_whole and letter.original().value is None
+
+
+@pytest.mark.parametrize("topic", [".", ".."])
+def test_a_letter_of_a_stranger_that_names_no_topic_stops_nobodys_replay(topic: str) -> None:
+    (outcome,) = replay(KafkaSettings(), [replace(letter_of(frame()), topic=topic)], dry_run=True)
+    assert outcome.record is None and "no topic" in outcome.skipped
+
+
+@pytest.mark.parametrize("topic", ["fifa.verdicts", "fifa.dead-letters", "fifa.shadow", "fifa.state"])
+def test_a_letter_of_a_stranger_makes_nobody_write_answers(topic: str) -> None:
+    kafka = KafkaSettings(shadow_topic="fifa.shadow", state_topic="fifa.state")
+    (outcome,) = replay(kafka, [replace(letter_of(frame()), topic=topic)], dry_run=True)
+    assert outcome.record is None and "where answers go" in outcome.skipped
 
 
 def test_a_value_that_was_changed_is_not_replayed() -> None:

@@ -1,11 +1,16 @@
 """How far behind: the two gauges follow what is committed, written and held, and show no partition that went."""
 
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 
+import kafka as kafka_python
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka import TopicPartition
 
+from fifa_stream import lag
+from fifa_stream.config import KafkaSettings
 from fifa_stream.consume import Partition, Watermark
 from fifa_stream.lag import REPORT_EVERY_S, LagReport
 from fifa_stream.offsets import OffsetTracker, Ticket
@@ -181,3 +186,40 @@ def test_records_without_a_timestamp_have_no_age() -> None:
     offsets.start(RawRecord(TOPIC, 0, 0, -1, None, b"v", ()))
     LagReport(member, offsets, meter, group="g", clock=clock, unix_time_s=lambda: BEGAN_S).turn()
     assert meter.value(LAG_SECONDS, group="g", topic=TOPIC) == 0
+
+
+def test_the_lag_of_a_group_has_no_age_where_the_first_record_has_no_timestamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self, **options: object) -> None:
+            self.assigned: list[TopicPartition] = []
+
+        def partitions_for_topic(self, topic: str) -> set[int]:
+            return {0, 1}
+
+        def assign(self, partitions: list[TopicPartition]) -> None:
+            self.assigned = partitions
+
+        def assignment(self) -> set[TopicPartition]:
+            return set(self.assigned)
+
+        def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
+            return dict.fromkeys(partitions, 5)
+
+        def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
+            return dict.fromkeys(partitions, 0)
+
+        def committed(self, partition: TopicPartition, timeout_ms: int) -> int:
+            return 3
+
+        def poll(self, timeout_ms: int) -> dict[TopicPartition, list[SimpleNamespace]]:
+            return {partition: [SimpleNamespace(timestamp=9_000 if partition.partition else -1)] for partition in self.assigned}
+
+        def seek(self, partition: TopicPartition, offset: int) -> None: ...
+
+        def pause(self, *partitions: TopicPartition) -> None: ...
+
+        def close(self, timeout_ms: int) -> None: ...
+
+    monkeypatch.setattr(kafka_python, "KafkaConsumer", Client)
+    monkeypatch.setattr(lag, "find_cluster", lambda kafka: None)
+    assert [(one.records, one.oldest_ms) for one in lag.group_lag(KafkaSettings())] == [(2, None), (2, 9_000)]

@@ -1,7 +1,9 @@
 """Tokens for OAUTHBEARER: read anew from a file, fetched and renewed by client credentials, and never in a message."""
 
 import base64
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,7 +41,7 @@ def test_a_file_without_a_good_token_says_which_setting(tmp_path: Path, text: st
     assert not text or text not in str(told.value)
 
 
-@pytest.mark.parametrize("token", ["", "a.b", "a.b.c", "....", jwt(exp="soon"), jwt(exp=True), jwt()])
+@pytest.mark.parametrize("token", ["", "a.b", "a.b.c", "....", jwt(exp="soon"), jwt(exp=True), jwt(), jwt(exp=10**400), jwt(exp=float("inf"))])
 def test_a_token_that_does_not_say_has_no_expiry(token: str) -> None:
     assert jwt_expiry(token) is None
 
@@ -119,3 +121,59 @@ def test_a_refusal_names_the_setting_and_no_secret(issuer: Issuer, answer: tuple
         ClientCredentialsTokens(issuer.url, "client", lambda: SECRET).token()
     assert names in str(told.value)
     assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize("life_s", [10**400, float("inf"), 1e30])
+def test_a_life_without_end_is_no_error_and_ends_no_renewal(issuer: Issuer, life_s: float) -> None:
+    issuer.answer = (200, {"access_token": "long", "expires_in": life_s})
+    tokens = ClientCredentialsTokens(issuer.url, "client", lambda: SECRET)
+    assert tokens.token() == "long"
+    assert tokens._renewer.is_alive()
+    tokens.close()
+
+
+def test_a_token_that_comes_expired_is_told_as_such_and_fetched_at_the_next_call(issuer: Issuer) -> None:
+    issuer.answer = (200, {"access_token": jwt(exp=900)})
+    tokens = ClientCredentialsTokens(issuer.url, "client", lambda: SECRET, clock=FakeClock(1_000))
+    for _ in range(2):
+        with pytest.raises(TokenError, match=r"expired 100 s ago; set this clock"):
+            tokens.token()
+    assert len(issuer.asked) == 2
+    issuer.answer = (200, {"access_token": jwt(exp=2_000)})
+    assert tokens.token() == jwt(exp=2_000)
+    tokens.close()
+
+
+def test_however_short_a_token_lives_its_issuer_is_given_a_pause(issuer: Issuer) -> None:
+    issuer.answer = (200, {"access_token": "short", "expires_in": 0.001})
+    tokens = ClientCredentialsTokens(issuer.url, "client", lambda: SECRET)
+    with contextlib.suppress(TokenError):
+        tokens.token()
+    assert issuer.came.wait(30), "renewed"
+    tokens.close()
+    assert len(issuer.asked) <= 3, "about once a second, not hundreds of times"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"SSH-2.0-\x1b[2Jx\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc", id="cut"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", id="huge header"),
+        pytest.param(b"HTTP/1.1 503 x\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc", id="refusal cut"),
+    ],
+)
+def test_an_answer_that_is_not_that_of_an_issuer_names_the_setting(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(TokenError, match=r"check kafka\.sasl_oauth_token_url") as told:
+            ClientCredentialsTokens(f"http://127.0.0.1:{server.getsockname()[1]}/token", "client", lambda: SECRET).token()
+        thread.join()
+    assert str(told.value).isprintable()

@@ -94,6 +94,24 @@ def test_a_log_that_goes_back_is_followed() -> None:
     assert old.live, "the partition is still ours, so the old record is still answered"
 
 
+@pytest.mark.parametrize("end", ["restart", "revoke", "assign"])
+def test_what_came_before_a_log_went_back_ends_with_its_partition(end: str) -> None:
+    tracker = OffsetTracker()
+    tracker.assign([P])
+    tickets = [started(tracker, offset) for offset in (100, 50, 0)]
+    assert all(ticket.live for ticket in tickets)
+    if end == "restart":
+        tracker.restart()
+    elif end == "revoke":
+        tracker.revoke([P])
+    else:
+        tracker.assign([P])
+    assert not any(ticket.live for ticket in tickets), "another member answers these, or they come again"
+    for ticket in tickets:
+        tracker.done(ticket)
+    assert tracker.num_in_flight == 0
+
+
 def test_finishing_twice_is_an_error() -> None:
     tracker = OffsetTracker()
     tracker.assign([P])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fifa_stream.header_names import header_name
 from fifa_stream.recording import MAX_LINE_BYTES, Recorded, RecordingError, read_lines
 from fifa_stream.records import OutRecord, RawRecord
 
@@ -54,6 +55,16 @@ def test_text_stays_legible(tmp_path: Path) -> None:
     }
 
 
+def test_a_name_that_is_no_text_keeps_its_bytes(tmp_path: Path) -> None:
+    name = header_name(b"x\xff\xc3".decode("utf-8", "surrogateescape"))
+    record = RawRecord("t", 1, 2, 3, None, b"v", ((name, b"1"),))
+    line = Recorded.of(OutRecord(None, b"v", record.headers), topic="t", partition=1, offset=2, timestamp_ms=3).line()
+    (read,) = read_lines(written(tmp_path, line))
+    assert read.record == record and line.isascii()
+    ((again, _),) = read.record.headers
+    assert again.encode() == b"x\xff\xc3"
+
+
 def test_lines_of_dead_letters_are_read_and_one_without_its_original_is_none(tmp_path: Path) -> None:
     whole, without = json.dumps({"letter": "0/1", "record": json.loads(LINE)}), json.dumps({"letter": "0/2", "record": None})
     lines = list(read_lines(written(tmp_path, whole, "", without)))
@@ -74,6 +85,7 @@ def test_lines_of_dead_letters_are_read_and_one_without_its_original_is_none(tmp
         pytest.param(changed(value="???"), "'???'... is not base64", id="no base64"),
         pytest.param(changed(value=7), "value: Input should be a valid string", id="value of another type"),
         pytest.param(changed(headers=[["a"]]), "headers", id="a header without a value"),
+        pytest.param(changed(headers=[["\ud800", ""]]), "is no name of a header", id="half a character in a name"),
         pytest.param(changed(timestamp_ms=10**30), "timestamp_ms", id="a time beyond all times"),
         pytest.param(changed(key={"base64": "?"}), "is not base64", id="no base64 in the key"),
         pytest.param('{"record": {"record": null}}', "topic: Field required", id="nested records"),

@@ -1,8 +1,12 @@
 """What an operator sees: metrics, probes and logs."""
 
+import contextlib
 import json
 import logging
+import socket
+import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from fifa_stream.telemetry import (
     E2E_SECONDS,
     IN_FLIGHT_BYTES,
     LAG_RECORDS,
+    MAX_CLIENTS,
     METRICS,
     SCORE_PSI,
     STAGE_SECONDS,
@@ -199,6 +204,54 @@ def test_a_taken_port_is_one_line_with_its_setting() -> None:
         server.close()
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_the_health_port_binds_to_addresses_of_ipv6(host: str) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    server = HealthServer(Health(), Meter(), host=host, port=0)
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{server.port}/health/live", timeout=10) as answer:
+            assert answer.status == 200
+        if host == "::":
+            assert get(server, "/health/live")[0] == 200, "the kubelet may come by IPv4"
+    finally:
+        server.close()
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    server = HealthServer(Health(), Meter(), host="127.0.0.1", port=0)
+    try:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as load balancers end a check
+        client.sendall(b"GET /hea")
+        time.sleep(0.1)
+        client.close()
+        time.sleep(0.1)
+        assert get(server, "/health/live")[0] == 200
+    finally:
+        server.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_clients_that_hold_connections_neither_fill_the_process_with_threads_nor_keep_a_probe_out() -> None:
+    server = HealthServer(Health(), Meter(), host="127.0.0.1", port=0)
+    before = threading.active_count()
+    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3 * MAX_CLIENTS)]
+    try:
+        for client in held:
+            with contextlib.suppress(OSError):
+                client.sendall(b"GET /health/live HTTP/1.1\r\nX-Slow: ")
+        assert get(server, "/health/live")[0] == 200
+        deadline = time.monotonic() + 3  # below the timeout of a silent one
+        while threading.active_count() > before + MAX_CLIENTS and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + MAX_CLIENTS
+    finally:
+        for client in held:
+            client.close()
+        server.close()
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_an_event_is_one_line_whatever_a_client_wrote(style: str, capsys: pytest.CaptureFixture[str], logging_restored: None) -> None:
     configure_logging(level="INFO", style="json" if style == "json" else "text", kafka_level="CRITICAL")
@@ -210,6 +263,14 @@ def test_an_event_is_one_line_whatever_a_client_wrote(style: str, capsys: pytest
         assert json.loads(lines[0])["message"] == "header=a\nINFO forged"
     else:
         assert lines[0].endswith("INFO    fifa_stream.test: header=a\\nINFO forged")
+
+
+def test_text_of_a_client_neither_steers_the_terminal_nor_ends_a_line_of_its_own(capsys: pytest.CaptureFixture[str], logging_restored: None) -> None:
+    configure_logging(level="INFO", style="text", kafka_level="CRITICAL")
+    logging.getLogger("fifa_stream.test").info("header=%s", "\x1b[2J\x9b2J\u2028\x85gone \u00e9")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("header=\\x1b[2J\\x9b2J\\u2028\\x85gone \u00e9")
 
 
 def test_a_traceback_is_kept(capsys: pytest.CaptureFixture[str], logging_restored: None) -> None:

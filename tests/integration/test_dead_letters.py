@@ -14,7 +14,7 @@ from fifa_stream.cli import app
 from fifa_stream.cluster import BrokerError, create_topics
 from fifa_stream.config import KafkaSettings
 from fifa_stream.exits import ExitCode
-from fifa_stream.records import DeadLetter, Headers, RawRecord
+from fifa_stream.records import DeadLetter, Headers, RawRecord, Reason, RecordError, dead_letter_record
 from fifa_stream.topic_reader import Span, read_topic
 
 from .apache_kafka import ApacheKafka
@@ -110,6 +110,46 @@ def test_letters_of_a_worker_are_listed_shown_and_sent_again_byte_for_byte(embed
     assert tried[0]["original"].startswith(f"{kafka.frames_topic}/{whole.partition}/"), "same topic and partition"
     assert tried[0]["value_sha256"] == whole.value_sha256
     assert worker.end(signal.SIGTERM) == 0
+
+
+class Unreadable(str):
+    """A name of a header as a producer on librdkafka may send it."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return b"x-\xff\x1b[2J\xc3"
+
+
+def test_a_header_whose_name_is_no_text_stops_nobody_and_keeps_its_bytes(embedded: str, new_stream: Any) -> None:
+    stream = new_stream(embedded)
+    kafka = stream.settings
+    worker = stream.start_worker()
+    worker.wait_ready()
+    headers = (("stream-id", b"cam"), (Unreadable("x"), b"1"), ("after", b"2"))
+    letters = put_and_await_letters(stream, (b"cam", b"bad", headers), (b"cam", b"bad", ()))
+    assert worker.end(signal.SIGTERM) == 0
+    named = [letter for letter in letters if letter.headers[0][0] == "stream-id"]
+    assert [name.encode() for name, _ in named[0].headers[:3]] == [b"stream-id", b"x-\xff\x1b[2J\xc3", b"after"]
+    shown = invoke(kafka, "show", f"{named[0].partition}/{named[0].offset}")
+    assert shown.exit_code == 0, shown.output
+    assert_harmless(shown.output)
+    create_topics(kafka, {"named": 1}, replication=1)
+    assert invoke(kafka, "replay", "--topic", "named").exit_code == 0
+    assert any(name.encode() == b"x-\xff\x1b[2J\xc3" for raw in read_topic(kafka, "named") for name, _ in raw.headers)
+    assert len(rows(kafka, "--records")) == 2
+
+
+def test_no_letter_is_left_out_of_json_however_many_there_are_and_however_many_headers_one_has(embedded: str, new_stream: Any) -> None:
+    kafka = new_stream(embedded).settings
+    error = RecordError(Reason.INVALID_HEADER, "no text")
+    many = tuple((f"h{number}", b"") for number in range(1_100))
+    frames = (RawRecord(kafka.frames_topic, 0, number, 0, b"cam", b"image", many if number == 7 else ()) for number in range(120))
+    letters = (dead_letter_record(raw, error, group="g", keep_value=True) for raw in frames)
+    put(kafka, kafka.dead_letters_topic, *((one.key, one.value, one.headers) for one in letters))
+    listed = rows(kafka, "--records")
+    assert [row["original"].rpartition("/")[2] for row in listed] == [str(number) for number in range(120)]
+    assert len(listed[7]["record"]["headers"]) == 1_101, "and dlq-replayed"
+    assert len(rows(kafka, "--limit", "3")) == 3
+    assert "120 dead letters" in invoke(kafka, "list").output
 
 
 def test_what_is_no_letter_is_counted_and_its_text_stays_away_from_the_terminal(embedded: str, new_stream: Any) -> None:

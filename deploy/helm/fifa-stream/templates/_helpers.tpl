@@ -17,19 +17,24 @@
 {{- default (include "fifa.fullname" .) .Values.strimzi.user.name -}}
 {{- end -}}
 
+{{/* A pattern of the autoscaler's name: ours as an object of its own and as KEDA makes it, or somebody else's, which may have any. */}}
+{{- define "fifa.autoscalers" -}}
+{{- if eq .Values.autoscaling.mode "external" }}.+{{ else }}(keda-hpa-)?{{ include "fifa.fullname" . }}{{ end -}}
+{{- end -}}
+
 {{/* Labels that selectors are made of: they never change in the life of a release. Takes (list root component). */}}
 {{- define "fifa.selectorLabels" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "fifa.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "fifa.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
 {{/* The metadata of an object. Takes a dict: root, and what is not the default: name, namespace, component, labels, annotations. */}}
 {{- define "fifa.metadata" -}}
 {{- $root := .root -}}
-name: {{ default (include "fifa.fullname" $root) .name }}
-namespace: {{ default $root.Release.Namespace .namespace }}
+name: {{ default (include "fifa.fullname" $root) .name | quote }}
+namespace: {{ default $root.Release.Namespace .namespace | quote }}
 labels:
   {{- $fixed := fromYaml (include "fifa.selectorLabels" (list $root (default "worker" .component))) -}}
   {{- $about := dict "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_") "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service "app.kubernetes.io/part-of" $root.Chart.Name -}}

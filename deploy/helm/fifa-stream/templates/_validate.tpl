@@ -239,7 +239,7 @@ What the worker itself would refuse at its start is refused here, before anythin
 {{- $bad = append $bad "autoscaling.mode keda with OAUTHBEARER: KEDA gets its tokens by its own means; give autoscaling.keda.existingTriggerAuthentication" -}}
 {{- end -}}
 {{- range splitList "," (default $kafka.bootstrap_servers .bootstrapServers) -}}
-{{- if not (contains "." .) -}}
+{{- if not (regexMatch "[.\\[]" .) -}}
 {{- $bad = append $bad (printf "autoscaling.keda.bootstrapServers: KEDA looks %q up from its own namespace; write kafka.NAMESPACE.svc:9092" .) -}}
 {{- end -}}
 {{- end -}}
