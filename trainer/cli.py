@@ -241,10 +241,11 @@ def rewrite(
     from trainer.annotator.annotate import load_annotations
     from trainer.annotator.rewrite import Rewriter, rewrite_rows
 
-    rewriter = Rewriter(url, model, api_key_env=key_env)
-    with out.open("w", encoding="utf-8") as sink:
+    rewriter, unfinished = Rewriter(url, model, api_key_env=key_env), out.with_name(f"{out.name}.part")
+    with unfinished.open("w", encoding="utf-8") as sink:
         for row in rewrite_rows(load_annotations(annotations), rewriter):
             sink.write(json.dumps(row, separators=(",", ":")) + "\n")
+    unfinished.replace(out)  # which may be the file that was read
     reasons = ", ".join(f"{reason} {count}" for reason, count in rewriter.refused.most_common()) or "none"
     typer.echo(f"{out}: {rewriter.accepted} reworded; refused: {reasons}")
 
@@ -279,6 +280,7 @@ def train(
     from trainer.config import RECIPES, Precision
     from trainer.pretrained import save_dinov2_small
     from trainer.processes import join_processes
+    from trainer.shards import read_manifest
     from trainer.train import continued, model_of_bundle, train_language, train_vision
 
     if recipe not in RECIPES:
@@ -289,6 +291,9 @@ def train(
         raise typer.BadParameter("the language stage needs --instructions, the folder that `fifa-train instruct` wrote", param_hint="--instructions")
     if precision is not None and precision not in get_args(Precision):
         raise typer.BadParameter(f"{precision!r} is no precision; choose from {', '.join(get_args(Precision))}", param_hint="--precision")
+    if instructions is not None and (held := sorted(read_manifest(instructions).parts)) != ["train"]:
+        others = ", ".join(held) or "nobody"
+        raise typer.BadParameter(f"{instructions} holds faces of {others}; only those of train may train", param_hint="--instructions")
     accelerator = join_processes()
     _set_threads(threads)
     config = RECIPES[recipe]()
@@ -442,6 +447,8 @@ def evaluate(
     if reviews is not None:
         _evaluate_reviews(reviews, of, engine, frames, verdicts, totals, out, without_stream or [], threads)
         return
+    if seal and (predictions is not None or part != "report"):
+        raise typer.BadParameter("the model card tells what its engine reaches on *report*; leave --predictions and --part out", param_hint="--seal")
     if baseline and predictions is not None:
         raise typer.BadParameter("a baseline stands beside an engine; leave --predictions out", param_hint="--baseline")
     if predictions is not None:
@@ -570,6 +577,7 @@ def _evaluate_engine(
     from trainer.faces import Part
     from trainer.pipeline import parity_tables
     from trainer.samples import write_jsonl
+    from trainer.shards import read_manifest
 
     if part not in get_args(Part) or part == "train":
         raise typer.BadParameter(f"{part!r} is not a dev part; choose select, calibrate or report", param_hint="--part")
@@ -583,6 +591,9 @@ def _evaluate_engine(
     faces = _faces(data)
     if annotations is not None:
         build_bench(faces, annotations, cast(Part, part), folder, workers=workers)
+    held = sorted(read_manifest(folder).parts)
+    if held != [part]:  # figures on training faces would stand in a card as those of people never seen
+        raise typer.BadParameter(f"{folder} holds faces of {', '.join(held)}, not of {part} alone; give a folder made of that", param_hint="--bench")
     path = engine or bundled_engine()
     bundle = open_bundle(path, threads=threads)
     if mirrored is not None:

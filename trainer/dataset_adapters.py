@@ -11,7 +11,7 @@ Images of a set without splits are of the *report* part: they judge and never tr
 
 import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from engines.contracts import FORGERY_TYPES
 from trainer.datasets import LOADERS, load_faces
@@ -163,13 +163,18 @@ def _csv_rows(index: Path) -> dict[str, tuple[int, Row]]:
                     raise ValueError(f"{where}: more than {MAX_FACES} images; split the index")
                 if None in cells or None in cells.values():
                     raise ValueError(f"{where}: not as many cells as the header; write empty cells too, and quote a cell that holds a comma")
-                row = _checked_row(where, {column: (cells.get(column) or "").strip() for column in COLUMNS})
+                row = _checked_row(where, {column: _plain(column, (cells.get(column) or "").strip()) for column in COLUMNS})
                 if row["file"] in rows:
                     raise ValueError(f"{where}: file {row['file']!r} is that of row {rows[row['file']][0]} too; name each image once")
                 rows[row["file"]] = number, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{index.name}, after row {number}: {error}; write the index as UTF-8 CSV") from None
     return rows
+
+
+def _plain(column: str, cell: str) -> str:
+    """The cell; of a path its one spelling, or './a.jpg' would be another image than 'a.jpg', and perhaps of another split."""
+    return str(PurePosixPath(cell)) if cell and column in ("file", "original", "mask") else cell
 
 
 def _check_columns(where: str, names: Sequence[str]) -> None:

@@ -109,6 +109,9 @@ def subjects(rows: Sequence[Row], faces: Sequence[Face], folder: Path, extra: Se
         face = _own_face(row, folder, by_name) if row["dataset"] == OWN else by_name.get(key)
         if face is None:
             raise ValueError(f"the annotations speak of {key[0]}/{key[1]}, which the data folder does not hold; annotate again with the same --data")
+        shown = by_name.get(tuple(row["source"]), face) if row["dataset"] == OWN else face
+        if row["part"] != shown.part:  # or a face that has moved since would train in one part and be judged in another
+            raise ValueError(f"{key[0]}/{key[1]} was annotated as {row['part']} and is of {shown.part} now; annotate into an empty folder")
         twin = tuple(row["source"]) if row["dataset"] == OWN else (face.dataset, face.real_twin)
         made.append(Subject(face, by_name.get(twin) if face.is_fake else None, row))
     annotated = {(row["dataset"], row["name"]) for row in rows}

@@ -40,7 +40,10 @@ class Metrics:
         if not told:
             return
         run.mkdir(parents=True, exist_ok=True)
-        self._lines = (run / "metrics.jsonl").open("a", buffering=1)
+        lines = run / "metrics.jsonl"
+        if lines.exists() and not (written := lines.read_bytes()).endswith(b"\n"):  # torn by a full disk: no curve could be drawn any more
+            lines.write_bytes(written[: written.rfind(b"\n") + 1])
+        self._lines = lines.open("a", buffering=1)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -42,6 +42,8 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         pytest.param(("evaluate", "--dota", "d"), "--dota", id="unknown-option"),
         pytest.param(("evaluate", "--predictions", "p.jsonl"), "--bench", id="no-bench"),
         pytest.param(("evaluate", "--engine", "e"), "--data", id="no-data"),
+        pytest.param(("evaluate", "--predictions", "p.jsonl", "--bench", "b", "--seal"), "leave --predictions", id="seal-of-another-system"),
+        pytest.param(("evaluate", "--data", "d", "--out", "o", "--part", "select", "--seal"), "leave --predictions", id="seal-of-another-part"),
         pytest.param(("instruct", "--data", "d", "--annotations", "a", "--out", "o", "--part", "test"), "choose from train, select", id="part"),
         pytest.param(("annotate", "--data", "pairs:none", "--out", "o"), "none", id="no-such-set"),
         pytest.param(("annotate", "--data", "d", "--out", "o", "--share", "2"), "2.0 is no share", id="share"),
@@ -65,6 +67,16 @@ def test_a_wrong_option_is_one_line(
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.startswith("fifa-train: ")
     assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_rows_may_be_reworded_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half a file must not take the place of the annotations, which took hours."""
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"concepts":[],"markup":""}\n')
+    command = ("rewrite", str(rows), "--out", str(rows), "--url", "http://127.0.0.1:9/v1", "--model", "m")
+    assert not run(monkeypatch, *command)
+    assert rows.read_text() == '{"concepts":[],"markup":"","reworded":false}\n'
+    assert list(tmp_path.iterdir()) == [rows]
 
 
 def test_a_data_folder_without_data_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_two_columns_are_enough_in_any_order_and_with_a_byte_order_mark(write_cs
         (["fake/p0.png,fake,real/p0.png,,,,"], r"row 2: original 'real/p0.png' is the file of no real row"),
         (["fake/p0.png,fake,fake/p1.png,,,,", "fake/p1.png,fake,,,,,"], r"row 2: original 'fake/p1.png' is the file of no real row"),
         (["real/p0.png,real,,,,,", "real/p0.png,real,,,,,"], r"row 3: file 'real/p0.png' is that of row 2 too"),
+        (["real/p0.png,real,,,,train,", "./real//p0.png,real,,,,test,"], r"row 3: file 'real/p0.png' is that of row 2 too"),
         (["real/p0.png,real,,,a,train,", "real/p1.png,real,,,a,test,"], r"row 3: identity 'a' is in another split than in index.csv, row 2"),
         (["real/p0.png,real,,,a,train,", "fake/p0.png,fake,real/p0.png,,b,test,"], r"row 3: split 'test' is not that of its original"),
         (["real/p0.png,real"], r"row 2: not as many cells"),

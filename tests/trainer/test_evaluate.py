@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer import shards
+from trainer import cli, shards
 from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, judged_faces, other_row, read_scores, score_file
 from trainer.faces import Face
 from trainer.fifa_bench import baselines
@@ -147,3 +147,22 @@ def test_each_scored_face_is_judged_once(bench: Path) -> None:
     assert len(judged) == 8 and {sample.task for _, sample in judged} == {"det"}
     assert all(face.fake_score == sample.is_fake and "dfdc" in face.groups and face.unit == f"dfdc/{sample.unit}" for face, sample in judged)
     assert judged_faces(asked, []) == []
+
+
+def test_an_engine_is_not_measured_on_a_bench_of_another_part(
+    bench: Path, dev: list[Face], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures of training faces, or of those that the cuts were fitted on, would stand as those of people never seen."""
+    monkeypatch.setattr(cli, "_faces", lambda data: dev)
+    monkeypatch.setattr("sys.argv", ["fifa-train", "evaluate", "--data", "d", "--bench", str(bench), "--part", "select"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "holds faces of report, not of select alone" in capsys.readouterr().err
+
+
+def test_faces_of_a_bench_do_not_train(bench: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["fifa-train", "train", "--data", "d", "--run", str(tmp_path / "run"), "--instructions", str(bench)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "holds faces of report; only those of train may train" in capsys.readouterr().err and not (tmp_path / "run").exists()

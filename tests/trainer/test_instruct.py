@@ -212,6 +212,19 @@ def test_rows_find_their_faces_twins_and_own_images(make_face: MakeFace, annotat
         subjects([own | {"name": "own/0001.jpg"}], [real], tmp_path)
 
 
+@pytest.mark.parametrize("made_here", [False, True], ids=["face", "own-manipulation"])
+def test_a_face_that_was_annotated_for_another_part_is_refused(make_face: MakeFace, annotation_row: MakeRow, tmp_path: Path, made_here: bool) -> None:
+    """It would train here and be judged there."""
+    real = make_face(1, dataset="dfdc")
+    row = annotation_row(real)
+    if made_here:
+        (tmp_path / "own.jpg").write_bytes(real.encoded)
+        row |= {"dataset": "own", "name": "own.jpg", "source": ["dfdc", real.name], "forgery_type": "identity_swap"}
+    assert len(subjects([row], [real], tmp_path)) == 1
+    with pytest.raises(ValueError, match=rf"was annotated as {real.part} and is of calibrate now"):
+        subjects([row], [replace(real, part="calibrate")], tmp_path)
+
+
 def test_every_face_counts_in_a_group(make_face: MakeFace) -> None:
     assert groups_of(make_face(1, dataset="dfdc", fake=True)) == ("dfdc", "dfdc_curated")
     assert groups_of(replace(make_face(1, dataset="dfdc", fake=True), pair_quality="loose")) == ("dfdc",)

@@ -40,6 +40,15 @@ def test_steps_trained_again_after_a_crash_count_once(tmp_path: Path) -> None:
     assert curve(tmp_path, "vision", "det") == [(0, 0.9), (1, 0.6), (2, 0.5)]
 
 
+def test_a_line_that_a_full_disk_tore_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    """The curves are drawn before the model is saved."""
+    tell(tmp_path, {0: 0.9})
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"stage": 1, "st')
+    tell(tmp_path, {1: 0.6})
+    assert read_metrics(tmp_path)["vision"]["det"] == {0: 0.9, 1: 0.6}
+
+
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path: Path) -> None:
     tell(tmp_path / "run", {0: 0.7}, told=False)
     assert not (tmp_path / "run").exists()

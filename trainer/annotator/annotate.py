@@ -32,6 +32,7 @@ from trainer.annotator.mesh import PRESENCE_MIN, FaceMesh, Mesh
 from trainer.annotator.regions import Regions, regions
 from trainer.faces import Face, fit
 from trainer.image_index import exact_mask
+from trainer.samples import Rle
 
 ImageHWC = NDArray[np.uint8]
 
@@ -68,7 +69,7 @@ class Annotation:
     quality: str
     """'good'; 'diffuse': use the text, doubt the mask; 'refused'."""
     refused: str | None
-    """Why nothing is said: no_mesh, no_concept, or one of `artifact`'s reasons."""
+    """Why nothing is said: no_mesh, no_concept, no_twin, or one of `artifact`'s reasons."""
     facts: dict[str, float]
 
     @property
@@ -269,7 +270,10 @@ def process_annotator() -> Annotator:
 
 
 def annotate_face(face: Face, twin: Face | None) -> Annotation:
-    """Annotate whatever a set gives: a real face, a pair, an exact mask, or a fake alone. Raises ValueError for a fake without a type."""
+    """Annotate whatever a set gives: a real face, a pair, an exact mask, or a face synthesised whole. Any other fake alone is refused.
+
+    Raises ValueError for a fake without a type.
+    """
     annotator = process_annotator()
     if not face.is_fake:
         return annotator.real(face.image())
@@ -280,6 +284,8 @@ def annotate_face(face: Face, twin: Face | None) -> Annotation:
         alpha_HW = exact_HW.astype(np.float32)
         return annotator.exact(None if twin is None else twin.image(), face.image(), alpha_HW, forgery_type=face.forgery_type)
     if twin is None:
+        if face.forgery_type != "entire_synthesis":  # a part of the face was changed, and nothing says which
+            return _refused(face.forgery_type, "no_twin", {})
         return annotator.single(face.image(), forgery_type=face.forgery_type)
     return annotator.pair(twin.image(), face.image(), forgery_type=face.forgery_type)
 
@@ -319,9 +325,8 @@ def load_annotations(path: Path) -> list[dict[str, Any]]:
 
 
 def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """(224, 224) mask of a row or of one of its concepts."""
-    height, width = rle["size"]
-    return Mask((height, width), rle["counts"]).decode()
+    """(224, 224) mask of a row or of one of its concepts. Raises ValueError for run lengths that do not fill their size."""
+    return Rle(size=rle["size"], counts=rle["counts"]).decode()
 
 
 def _resumable(out: Path) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def _registered(real: ImageHWC, fake: ImageHWC, landmarks: Landmarks | None) -> 
     """Landmarks where the pair is clearly misaligned, then ECC around the face; whole pixels where shift is all."""
     around = _around_the_face()
     target, source = (cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY) for image in (fake, real))
-    best = float(cv2.computeECC(target, source, around))
+    best = _ecc(target, source, around)
     if float(np.quantile(block_mean(cv2.absdiff(target, source).astype(np.float32)), TRIMMED)) < STILL:
         return np.ascontiguousarray(real), Motion(), best
     warp = np.eye(2, 3, dtype=np.float32)
@@ -277,4 +277,10 @@ def _warped(image: NDArray[np.uint8], warp: Float) -> NDArray[np.uint8]:
 
 
 def _correlation(target: NDArray[np.uint8], source: NDArray[np.uint8], warp: Float, around: NDArray[np.uint8]) -> float:
-    return float(cv2.computeECC(target, _warped(source, warp), around))
+    return _ecc(target, _warped(source, warp), around)
+
+
+def _ecc(target: NDArray[np.uint8], source: NDArray[np.uint8], around: NDArray[np.uint8]) -> float:
+    """Enhanced correlation coefficient; 0 where one of the two is flat and has none."""
+    found = float(cv2.computeECC(target, source, around))
+    return found if math.isfinite(found) else 0.0

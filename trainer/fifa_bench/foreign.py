@@ -42,6 +42,7 @@ SIDA_MASK_GREY = 50
 WHITE_MASK_GREY = 127
 MAX_PIXELS = 64_000_000
 """Larger masks are refused: no image of these systems is, and a wrong header could fill the memory."""
+_SIDA_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|without)|n't)\s+(?:\w+\s+){0,2}(?:tampered|synthetic|real)\b")
 FAKESHIELD_REAL = "has not been tampered with"
 FFAA_FIELDS = ("Image description", "Forgery reasoning", "Analysis result", "Probability", "Forgery type")
 FFAA_TYPES = (
@@ -70,7 +71,7 @@ def image_stem(sample: Sample) -> str:
 
 def glamm(samples: Iterable[Sample], folder: Path) -> list[Prediction]:
     """Predictions from a folder of GLaMM's GCG files. Raises ValueError for a file of another shape, FileNotFoundError without any file."""
-    answers = {}
+    answers: dict[str, Answer] = {}
     files = sorted(folder.glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no .json file; give the --output_dir of GLaMM's eval/gcg/infer.py")
@@ -88,14 +89,14 @@ def glamm(samples: Iterable[Sample], folder: Path) -> list[Prediction]:
 
 def sida(samples: Iterable[Sample], file: Path, masks: Path) -> list[Prediction]:
     """Predictions from SIDA's printed answers, kept as JSON lines, and its folder of masks. Raises ValueError naming the line that does not fit."""
-    answers = {}
+    answers: dict[str, Answer] = {}
     for where, row in _lines(file):
         image, text = (_field(row, key, str, where) for key in ("image", "text_output"))
         stem = _stem(image)
         verdict = _sida_class(str(row.get("class", "")) or text, where)
         shown = [_from_image(path, SIDA_MASK_GREY) for path in sorted(masks.glob(f"{_no_wildcards(stem)}_mask_*"))] if verdict == "tampered" else []
         plain = re.sub(r"<[^>]*>|\[(?:CLS|SEG|END)\]", " ", text.split("ASSISTANT:")[-1])
-        answers[stem] = Answer(
+        answers[_new(stem, answers, where)] = Answer(
             text=" ".join(plain.split()), fake_score=float(verdict != "real"), masks=tuple(_predicted_mask(mask_HW, None) for mask_HW in shown)
         )
     return _predictions(samples, answers, str(file))
@@ -104,19 +105,21 @@ def sida(samples: Iterable[Sample], file: Path, masks: Path) -> list[Prediction]
 def fakeshield(samples: Iterable[Sample], file: Path, masks: Path) -> list[Prediction]:
     """Predictions from FakeShield's DTE-FDM output and its MFLM output folder. Raises ValueError naming the line that does not fit."""
     by_stem = {path.stem: path for path in sorted(masks.iterdir()) if path.is_file()}
-    answers = {}
+    answers: dict[str, Answer] = {}
     for where, row in _lines(file):
         image = _field(row, "image", str, where)
         text = _field(row, "outputs" if "outputs" in row else "text", str, where)
         stem, is_fake = _stem(image), FAKESHIELD_REAL not in text
         shown = [_from_image(by_stem[stem], WHITE_MASK_GREY)] if is_fake and stem in by_stem else []
-        answers[stem] = Answer(text=text, fake_score=float(is_fake), masks=tuple(_predicted_mask(mask_HW, None) for mask_HW in shown))
+        answers[_new(stem, answers, where)] = Answer(
+            text=text, fake_score=float(is_fake), masks=tuple(_predicted_mask(mask_HW, None) for mask_HW in shown)
+        )
     return _predictions(samples, answers, str(file))
 
 
 def ffaa(samples: Iterable[Sample], file: Path) -> list[Prediction]:
     """Predictions from a results file of FFAA. Raises ValueError naming the line that does not fit."""
-    answers = {}
+    answers: dict[str, Answer] = {}
     for where, row in _lines(file):
         if "id" not in row and ("acc" in row or "Acc" in row or "Acc-2-class" in row):
             continue
@@ -127,7 +130,7 @@ def ffaa(samples: Iterable[Sample], file: Path) -> list[Prediction]:
             raise ValueError(f"{where}: `content` has no line 'Analysis result: real' or 'fake'; is this a results file of FFAA?")
         match_score = float(row.get("match score", 1.0))
         is_fake = verdict.startswith("fake")
-        answers[_stem(image)] = Answer(
+        answers[_new(_stem(image), answers, where)] = Answer(
             text=fields.get("Forgery reasoning", ""),
             fake_score=min(max(match_score if is_fake else 1 - match_score, 0.0), 1.0),
             type_probs=_ffaa_type(fields.get("Forgery type", "")) if is_fake else None,
@@ -142,7 +145,8 @@ ADAPTERS: Mapping[str, Callable[..., list[Prediction]]] = {"glamm": glamm, "sida
 def _sida_class(text: str, where: str) -> str:
     lowered = text.lower()
     named = re.search(r"(?:classified as|image is|class(?:ification)?:?)\s+(?:a |an )?(real|tampered|(?:full[y]? )?synthetic)", lowered)
-    found = named[1] if named else next((word for word in ("tampered", "synthetic", "real") if word in lowered), None)
+    said = re.findall("[a-z]+", _SIDA_DENIED.sub(" ", lowered))  # words: 'realistic' says nothing, 'not tampered' the contrary
+    found = named[1] if named else next((word for word in ("tampered", "synthetic", "real") if word in said), None)
     if found is None:
         raise ValueError(f"{where}: neither real, synthetic nor tampered is said; add the printed class as `class`")
     return "synthetic" if "synthetic" in found else found
@@ -226,6 +230,13 @@ def _stem(image: str) -> str:
     return PurePosixPath(image.replace("\\", "/")).stem
 
 
+def _new(stem: str, answers: Mapping[str, Answer], where: str) -> str:
+    """The image's name. Raises ValueError where it was answered before: which of two answers counts is not ours to choose."""
+    if stem in answers:
+        raise ValueError(f"{where}: image {stem!r} is answered a second time; keep one answer an image")
+    return stem
+
+
 def _no_wildcards(stem: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", stem)
 
@@ -236,14 +247,11 @@ def _from_rle(rle: Any, where: str) -> NDArray[np.bool_]:
         (height, width), counts = rle["size"], rle["counts"]
         if not 0 < int(height) * int(width) <= MAX_PIXELS:
             raise ValueError(f"{height} x {width} px")
-        if isinstance(counts, list) and sum(counts) != height * width:
+        if not isinstance(counts, list):
+            return Rle(size=(height, width), counts=str(counts)).decode()
+        if sum(counts) != height * width:
             raise ValueError(f"{sum(counts)} of {height * width} px")
-        whole = (
-            coco_mask.frPyObjects(rle, height, width)
-            if isinstance(counts, list)
-            else {"size": [height, width], "counts": str(counts).encode("ascii")}
-        )
-        return np.asarray(coco_mask.decode(whole)).astype(bool)
+        return np.asarray(coco_mask.decode(coco_mask.frPyObjects(rle, height, width))).astype(bool)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: a mask is not in COCO run lengths ({error}); {{size: [h, w], counts}} is expected") from None
 

@@ -115,6 +115,7 @@ def paired(samples: Iterable[Sample], predictions: Iterable[Prediction]) -> list
     items = []
     seen: set[str] = set()
     ordered = sorted(samples, key=lambda sample: sample.id)
+    _check_truths(ordered)
     artifacts, regions = _artifacts(ordered), _regions(ordered)
     for sample in ordered:
         if sample.id in seen:
@@ -143,6 +144,17 @@ def _artifacts(samples: Iterable[Sample]) -> dict[tuple[str, str], CocoRle]:
 
 def _regions(samples: Iterable[Sample]) -> dict[tuple[str, str], Mapping[str, Rle]]:
     return {(s.dataset, s.name): s.regions for s in samples if s.regions and s.level == "image" and s.probe is None}
+
+
+def _check_truths(samples: Iterable[Sample]) -> None:
+    known: set[int] = set()
+    for sample in samples:
+        regions = () if id(sample.regions) in known else sample.regions.values()  # those of a face may be one object
+        known.add(id(sample.regions))
+        others = (rle for rle in (sample.frozen, sample.area) if rle is not None)
+        for rle in (*(mask.rle for mask in sample.masks), *others, *regions):
+            if rle.size != (SIDE, SIDE) or not rle.fills_its_size:
+                raise ValueError(f"the sample {sample.id!r} has a mask that is not of {SIDE} x {SIDE} px; make the split again")
 
 
 def _check(prediction: Prediction) -> None:

@@ -1,6 +1,7 @@
 """FiFa-Annotator: from a fake to what is said of it, as a whole and in an asked area; JSON lines that resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -157,6 +158,21 @@ def test_a_box_is_answered_like_an_area_without_a_name(annotator: annotate.Annot
 def test_a_fake_without_a_type_is_an_error_that_says_so(real_HWC: ImageHWC) -> None:
     with pytest.raises(ValueError, match="has no forgery type"):
         annotate.annotate_face(Face("x", "pairs-x", _jpeg(real_HWC, 92), None, True, None, "u", "report"), None)
+
+
+@pytest.mark.parametrize("kind", ["identity_swap", "expression_swap", "attribute_manipulation", "swap"])
+def test_a_fake_of_which_a_part_was_changed_is_refused_without_its_twin(real_HWC: ImageHWC, kind: str) -> None:
+    """The whole face as its true mask would reward whoever marks every face whole."""
+    alone = Face("x", "csv-x", _jpeg(real_HWC, 92), None, True, kind, "u", "report", "a real face that is not read")
+    said = annotate.annotate_face(alone, None)
+    assert said.refused == "no_twin" and not said.mask_HW.any() and not said.markup
+    assert annotate.annotate_face(replace(alone, forgery_type="entire_synthesis"), None).refused is None
+
+
+def test_a_mask_whose_run_lengths_end_early_is_an_error() -> None:
+    """pycocotools would show what the memory holds."""
+    with pytest.raises(ValueError, match="hold 3 pixels of 224 x 224"):
+        annotate.decode_mask({"size": [SIZE, SIZE], "counts": "3"})
 
 
 def _faces(real_HWC: ImageHWC, found: regions.Regions) -> list[Face]:

@@ -102,6 +102,19 @@ def test_sida_gives_a_hard_score_a_mask_and_a_description(samples: list[Sample],
     assert got["real.png#loc"].masks == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("The image has not been tampered with, it looks real.", 0.0),
+        ("It was tampered with: its edges do not look real.", 1.0),
+        ("full_synthetic", 1.0),
+    ],
+)
+def test_a_verdict_that_sida_denies_is_not_its_verdict(samples: list[Sample], stem: str, tmp_path: Path, text: str, score: float) -> None:
+    file = lines(tmp_path / "answers.jsonl", {"image": f"{stem}.png", "text_output": text})
+    assert by_id(sida(samples, file, tmp_path))["fake 1.png#det"].fake_score == score
+
+
 @pytest.mark.parametrize("key", ["outputs", "text"])
 def test_fakeshield_is_read_by_its_substring(samples: list[Sample], stem: str, tmp_path: Path, key: str) -> None:
     masks = tmp_path / "masks"
@@ -161,6 +174,7 @@ def _fakeshield_here(samples: list[Sample], file: Path) -> object:
         pytest.param(ffaa, {"id": "x.png", "content": _ffaa_content("fake", "")}, "belong to no sample, the first is 'x'", id="unknown-image"),
         pytest.param(_sida_here, {"image": "x.png"}, "no 'text_output' of type str, but image", id="sida-field"),
         pytest.param(_sida_here, {"image": "x.png", "text_output": "hello"}, "neither real, synthetic nor tampered", id="sida-class"),
+        pytest.param(_sida_here, {"image": "x.png", "text_output": "Really realistic."}, "neither real, synthetic nor tampered", id="sida-words"),
         pytest.param(_fakeshield_here, {"image": 3, "outputs": ""}, "no 'image' of type str", id="fakeshield-field"),
         pytest.param(_fakeshield_here, ["a"], "a JSON object is expected, not list", id="no-object"),
     ],
@@ -170,12 +184,25 @@ def test_a_file_of_another_shape_is_one_clear_error(samples: list[Sample], tmp_p
         adapter(samples, lines(tmp_path / "out.jsonl", row))
 
 
+def test_an_image_that_is_answered_twice_is_an_error(samples: list[Sample], stem: str, tmp_path: Path) -> None:
+    """Which of two answers counts would be ours to choose."""
+    answers: dict[Adapter, list[dict[str, Any]]] = {
+        ffaa: [{"id": f"{stem}.png", "content": _ffaa_content(verdict, "")} for verdict in ("real", "fake")],
+        _sida_here: [{"image": f"{stem}.png", "text_output": verdict} for verdict in ("real", "tampered")],
+        _fakeshield_here: [{"image": f"{stem}.png", "outputs": verdict} for verdict in ("has not been tampered with", "tampered")],
+    }
+    for adapter, rows in answers.items():
+        with pytest.raises(ValueError, match=r"line 2: image .* is answered a second time"):
+            adapter(samples, lines(tmp_path / "out.jsonl", *rows))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         pytest.param({"phrases": []}, "1 masks but 0 phrases", id="phrases"),
         pytest.param({"pred_masks": ["abc"]}, "not in COCO run lengths", id="mask"),
         pytest.param({"pred_masks": [{"size": [4, 4], "counts": [3]}]}, "3 of 16 px", id="counts"),
+        pytest.param({"pred_masks": [{"size": [4, 4], "counts": "3"}]}, "hold 3 pixels of 4 x 4", id="compressed-counts"),
         pytest.param({"pred_masks": [{"size": [90_000, 90_000], "counts": "0"}]}, "90000 x 90000 px", id="size"),
         pytest.param({"caption": None}, "no 'caption' of type str", id="caption"),
     ],

@@ -166,6 +166,16 @@ def test_masks_of_another_size_broken_masks_and_unknown_types_are_errors(split: 
         score(split, [Prediction(id=split[1].id, type_probs={"swap": 1.0})])
 
 
+@pytest.mark.parametrize("field", ["masks", "frozen", "area", "regions"])
+@pytest.mark.parametrize("broken", [Rle.of(np.ones((8, 8), bool)), Rle(counts=NOSE.counts[:-3])], ids=["small", "short"])
+def test_a_broken_mask_of_the_truth_is_an_error(split: list[Sample], field: str, broken: Rle) -> None:
+    """pycocotools compares a mask whose run lengths end early for ever."""
+    values: dict[str, Any] = {"masks": (TrueMask(concept=None, rle=broken),), "frozen": broken, "area": broken, "regions": {"glabella": broken}}
+    damaged = split[2].model_copy(update={field: values[field]})
+    with pytest.raises(ValueError, match="has a mask that is not of 224 x 224 px"):
+        score([damaged], [], text=False)
+
+
 def _scored(samples: Sequence[Sample], answer: Callable[[Sample], Prediction | None]) -> Tables:
     return score(samples, [given for question in samples if (given := answer(question)) is not None], intervals=False, text=False)
 
