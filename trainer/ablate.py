@@ -28,7 +28,7 @@ from trainer.data import PairedBatch, PairedBatches
 from trainer.faces import Face
 from trainer.language_data import Features, InstructedFace, LanguageBatches, encode_views, vocabulary_of
 from trainer.model import FiFaMLLM, add_adapters
-from trainer.shards import read_manifest
+from trainer.shards import finished
 from trainer.train import VisionStep, evaluate_selection, kept_patches, language_losses, language_optimizer, schedule, select_subset, vision_groups
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def ablate_language(
     """
     inputs = {
         "steps": str(variants[0].config.language.steps), "faces": str(faces), "evaluated": str(evaluated), "encoder": _digest_of(model.encoder),
-        "instructions": str(read_manifest(instructions).samples_sha256), "evaluation": str(read_manifest(evaluate).samples_sha256),
+        "instructions": finished(instructions), "evaluation": finished(evaluate),
     }  # fmt: skip
     runs = Runs(out, "language", variants, seeds, inputs)
     missing, began = runs.missing(only), clock()

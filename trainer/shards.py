@@ -273,6 +273,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{path} is no manifest of {FORMAT}: {'.'.join(map(str, first['loc']))}: {first['msg']}; choose another folder") from None
 
 
+def finished(folder: Path) -> str:
+    """SHA-256 of all samples. Raises ValueError where the data is incomplete, and what `read_manifest` raises."""
+    samples = read_manifest(folder).samples_sha256
+    if samples is None:
+        raise ValueError(f"{folder} is not complete; run the same command again to finish it")
+    return samples
+
+
 def read_shards(folder: Path) -> Iterator[tuple[NDArray[np.uint8], list[Sample]]]:
     """Faces in the order of the shards: (224, 224, 3) uint8 RGB and all samples of the face.
 

@@ -1,5 +1,7 @@
 """Ablations: rows differ in what they say, nothing is run twice, and what is evaluated was not trained on."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +124,14 @@ def test_runs_made_of_something_else_are_not_mixed_in(folders: tuple[Path, Path]
     ablate_language(GRID[:1], encoder, *folders, tmp_path, seeds=1)
     with pytest.raises(ValueError, match=r"base-0\.json was run with other settings or data"):
         ablate_language(language_grid(language_base(tiny(), steps=3))[:1], encoder, *folders, tmp_path, seeds=1)
+
+
+def test_data_that_is_still_being_made_is_refused_before_anything_runs(folders: tuple[Path, Path], encoder: FiFaMLLM, tmp_path: Path) -> None:
+    shutil.copytree(folders[1], half := tmp_path / "half")
+    manifest = json.loads((half / "manifest.json").read_text())
+    (half / "manifest.json").write_text(json.dumps({**manifest, "complete": False, "samples_sha256": None}))
+    with pytest.raises(ValueError, match=r"half is not complete; run the same command again to finish it"):
+        ablate_language(GRID, encoder, folders[0], half, tmp_path / "out", backbone=None)
 
 
 def test_faces_that_are_trained_on_are_not_evaluated(folders: tuple[Path, Path], encoder: FiFaMLLM, tmp_path: Path) -> None:
