@@ -96,6 +96,10 @@ class ProviderError(EngineError):
     """The requested runtime is not installed or is not the one that would run."""
 
 
+class MaskError(ValueError):
+    """Run lengths that are not those of a mask of their size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """A binary mask as COCO run lengths (column-major, compressed string)."""
@@ -109,14 +113,43 @@ class Mask:
         rle = coco_mask.encode(np.asfortranarray(mask_HW, np.uint8))
         return Mask((int(mask_HW.shape[0]), int(mask_HW.shape[1])), rle["counts"].decode("ascii"))
 
+    def runs(self) -> list[int]:
+        """Lengths of the runs, down the columns, unmasked first; together they are all pixels. Raises MaskError; sets no pixel.
+
+        Read here because pycocotools decodes without bounds what a stranger may have written, and shows old memory where runs end early.
+        """
+        height, width = self.size_hw
+        if height < 1 or width < 1:
+            raise MaskError(f"a mask of {height} x {width} has no pixels")
+        runs, covered, position, text = list[int](), 0, 0, self.counts
+        while position < len(text):
+            value = shift = 0
+            while True:
+                if position >= len(text) or shift > 60:
+                    raise MaskError("the run lengths of a mask end inside a number")
+                digit = ord(text[position]) - 48
+                if not 0 <= digit < 64:
+                    raise MaskError(f"the run lengths of a mask hold {text[position]!a}")
+                value |= (digit & 31) << shift
+                position, shift = position + 1, shift + 5
+                if not digit & 32:
+                    break
+            if digit & 16:
+                value -= 1 << shift
+            if len(runs) > 2:
+                value += runs[-2]
+            covered += value
+            if value < 0 or covered > height * width:
+                raise MaskError(f"the run lengths of a mask leave its {height} x {width} pixels")
+            runs.append(value)
+        if covered != height * width:
+            raise MaskError(f"the run lengths of a mask cover {covered} of {height} x {width} pixels")
+        return runs
+
     def decode(self) -> NDArray[np.bool_]:
-        """Return the (H, W) mask. Raises ValueError for run lengths that do not fill it."""
-        decoded: NDArray[np.uint8] = coco_mask.decode({"size": list(self.size_hw), "counts": self.counts.encode("ascii")})
-        mask_HW = decoded.astype(bool)
-        if Mask.encode(mask_HW).counts != self.counts:  # pycocotools leaves what short runs do not reach to what lay in memory
-            height, width = self.size_hw
-            raise ValueError(f"run lengths {self.counts[:20]!r} do not fill {height} x {width} pixels; give the mask as it was written")
-        return mask_HW
+        """Return the (H, W) mask. Raises MaskError."""
+        runs, (height, width) = self.runs(), self.size_hw
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((width, height)).T
 
     @property
     def area(self) -> int:

@@ -210,6 +210,19 @@ class _Locked(_Common):
             self._refuse_spoiled()
             self._producer.poll()
 
+    def restart(self) -> None:
+        """New producer, whose first act ends an open transaction of the old one; only then the committed offsets are the truth."""
+        with self.lock:
+            self._forget_what_is_in_flight()
+            self._forget_what_is_open()
+            self._replace_producer()
+            self._spoiled = None
+        self._rewind()
+
+    def _forget_what_is_open(self) -> None:
+        """A checkpoint or a transaction: before the producer goes, for partitions that go meanwhile would ask it."""
+        raise NotImplementedError
+
     def _refuse_spoiled(self) -> None:
         if self._spoiled is not None:
             raise self._spoiled
@@ -350,14 +363,8 @@ class Checkpoints(_Locked):
         with self.lock:
             self._offsets.revoke(partitions)
 
-    def restart(self) -> None:
-        """New producer, old offsets; what was remembered beyond them is forgotten."""
-        with self.lock:
-            self._forget_what_is_in_flight()
-            self._sent, self._open, self._whole, self._num_missing = {}, {}, {}, 0
-            self._replace_producer()
-            self._spoiled = None
-        self._rewind()
+    def _forget_what_is_open(self) -> None:
+        self._sent, self._open, self._whole, self._num_missing = {}, {}, {}, 0
 
 
 _NONE = Assignment()
@@ -471,14 +478,8 @@ class ExactlyOnce(_Locked):
             if self._is_open and self._spoiled is None:
                 self._spoiled = DeliveryError("partitions were lost while their answers were in an open transaction")
 
-    def restart(self) -> None:
-        """The new producer's first act ends the old one's transaction; only then the committed offsets are the truth."""
-        with self.lock:
-            self._forget_what_is_in_flight()
-            self._is_open = self._is_sealed = False
-            self._replace_producer()
-            self._spoiled = None
-        self._rewind()
+    def _forget_what_is_open(self) -> None:
+        self._is_open = self._is_sealed = False
 
 
 def _nothing() -> None:

@@ -138,6 +138,11 @@ class KafkaSettings(_Section):
         names = {"frames_topic": self.frames_topic, "verdicts_topic": self.verdicts_topic, "dead_letters_topic": self.dead_letters_topic}
         return names if self.shadow_topic is None else {**names, "shadow_topic": self.shadow_topic}
 
+    @property
+    def answer_topics(self) -> set[str]:
+        """Names of those that only workers write to; no tool sends frames there."""
+        return {self.state_topic, *self.topics.values()} - {self.frames_topic}
+
     @model_validator(mode="after")
     def _secure(self) -> Self:
         for name in _SECRETS:

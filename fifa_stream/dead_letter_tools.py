@@ -16,7 +16,6 @@ MAX_UNACKNOWLEDGED = 200
 """Records sent before their acknowledgements are waited for."""
 UNLIMITED_REQUEST_BYTES = 1 << 30
 """The broker says what is too large: the letter went through it once."""
-CLOSE_TIMEOUT_S = 3.0
 
 
 def read_letters(kafka: KafkaSettings, span: Span | None = None, *, reason: str | None = None) -> Iterator[DeadLetter | NotADeadLetter]:
@@ -79,7 +78,7 @@ def replay(kafka: KafkaSettings, letters: Iterable[DeadLetter], *, topic: str | 
                 sent = []
         yield from _acknowledged(sent, kafka)
     finally:
-        close_client(producer, CLOSE_TIMEOUT_S)
+        close_client(producer)
 
 
 def _plan(letter: DeadLetter, topic: str, kafka: KafkaSettings) -> Replay:
@@ -92,7 +91,7 @@ def _plan(letter: DeadLetter, topic: str, kafka: KafkaSettings) -> Replay:
         skipped = "the letter's value is not the original's: its digest differs"
     elif topic in (".", ".."):
         skipped = "no topic can have the name it gives"
-    elif topic in (kafka.dead_letters_topic, kafka.verdicts_topic, kafka.shadow_topic, kafka.state_topic):
+    elif topic in kafka.answer_topics:
         # Whoever may write letters only must not write verdicts by the hand of who replays them.
         skipped = "its original would go where answers go"
     return Replay(letter, topic, None, skipped) if skipped else Replay(letter, topic, letter.original())

@@ -180,7 +180,7 @@ def replay(
 
         kafka = load_settings(config, bootstrap).kafka
         topic = topic or kafka.frames_topic
-        if topic in (kafka.verdicts_topic, kafka.dead_letters_topic, kafka.shadow_topic, kafka.state_topic):
+        if topic in kafka.answer_topics:
             end(ExitCode.USAGE, f"--topic {topic} is where answers go; frames go to {kafka.frames_topic} or to a topic of your own")
         contents = examine(file)  # to its end, before anything is sent
         seen = islice(read_lines(file), contents.records + contents.without_original)  # what is being written behind may be half a line

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 DEADLINE_MARGIN_S = 5.0
 """Added to delivery_timeout_ms before a future without an answer counts as failed."""
+CLOSE_TIMEOUT_S = 3.0
+"""For what a command has not sent when it ends."""
 
 
 class DeliveryError(Exception):
@@ -187,7 +189,7 @@ class KafkaProducer:
         close_client(self._producer, timeout_s)
 
 
-def close_client(producer: Any, timeout_s: float) -> None:
+def close_client(producer: Any, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
     """Flush and close a producer of kafka-python within the time. Raises nothing: whoever closes after a failure has that one to tell."""
     try:
         producer.close(timeout=timeout_s)

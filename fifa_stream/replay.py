@@ -20,7 +20,6 @@ MAX_UNACKNOWLEDGED = 200
 """Records sent before the first of them has to be acknowledged."""
 UNLIMITED_REQUEST_BYTES = 1 << 30
 """The broker says what is too large."""
-CLOSE_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ def replay(
         while waiting:
             yield _acknowledged(*waiting.popleft(), topic, kafka)
     finally:
-        close_client(producer, CLOSE_TIMEOUT_S)
+        close_client(producer)
 
 
 def paced(items: Iterable[T], rate: float, *, clock: Callable[[], float], pause: Callable[[float], object]) -> Iterator[T]:

@@ -15,7 +15,6 @@ from fifa_stream.records import Claim, OutRecord, Query, RecordError
 from fifa_stream.tracing import NoTracing, Tracing, carrying, plain_send
 
 CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
-CLOSE_TIMEOUT_S = 3.0
 
 
 class SendError(Exception):
@@ -122,7 +121,7 @@ def send_images(
                     where = Recorded.of(record, topic=topic, partition=place.partition, offset=place.offset, timestamp_ms=place.timestamp)
                     recording.write(f"{where.line()}\n")
         finally:
-            close_client(producer, CLOSE_TIMEOUT_S)
+            close_client(producer)
     except (KafkaError, ValueError) as error:  # the second for what is no name of a topic
         message = f"sending to topic {topic!r} failed: {type(error).__name__}: {error}; make the topic with 'fifa-stream topics create'"
         raise BrokerError(message) from None

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fifa_stream.records import Box, EvidenceItem, RunLengths
+from engines.contracts import Box, Mask, MaskError
+from fifa_stream.records import EvidenceItem, RunLengths
 
 FRAME_SIDE_PX = 640
 """Longest side of a frame as it is shown."""
@@ -25,10 +26,6 @@ HIT_CELL_PX = 2
 INKS = ((230, 159, 0), (86, 180, 233), (47, 191, 143), (240, 228, 66), (204, 121, 167), (255, 138, 92), (185, 165, 255))
 """RGB of the classes k0..k6 of the style sheet (Okabe and Ito's palette, lightened)."""
 JPEG_QUALITY = 86
-
-
-class MaskError(ValueError):
-    """Run lengths that are no mask of their frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +77,8 @@ class FaceView:
 
 
 def decode_mask(run_lengths: RunLengths) -> NDArray[np.bool_]:
-    """(height, width) of compressed COCO run lengths, which must fill it exactly. Raises MaskError; never sets a pixel before all are counted.
-
-    Written here because pycocotools decodes without bounds what a stranger may have written.
-    """
-    height, width = run_lengths.size
-    if height < 1 or width < 1:
-        raise MaskError(f"a mask of {height} x {width} has no pixels")
-    runs, covered, position, text = list[int](), 0, 0, run_lengths.counts
-    while position < len(text):
-        value = shift = 0
-        while True:
-            if position >= len(text) or shift > 60:
-                raise MaskError("the run lengths of a mask end inside a number")
-            digit = ord(text[position]) - 48
-            if not 0 <= digit < 64:
-                raise MaskError(f"the run lengths of a mask hold {text[position]!a}")
-            value |= (digit & 31) << shift
-            position, shift = position + 1, shift + 5
-            if not digit & 32:
-                break
-        if digit & 16:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        covered += value
-        if value < 0 or covered > height * width:
-            raise MaskError(f"the run lengths of a mask leave its {height} x {width} pixels")
-        runs.append(value)
-    if covered != height * width:
-        raise MaskError(f"the run lengths of a mask cover {covered} of {height} x {width} pixels")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape((width, height)).T
+    """(height, width) of the run lengths of a verdict. Raises MaskError."""
+    return Mask(run_lengths.size, run_lengths.counts).decode()
 
 
 def pieces(text: str, evidence: Sequence[EvidenceItem]) -> list[tuple[str, int | None]]:

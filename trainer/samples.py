@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines import fict
-from engines.contracts import Mask
+from engines.contracts import Mask, MaskError
 
 TaskKind = Literal["det", "cls", "loc", "toe", "age"]
 Level = Literal["image", "region", "box"]
@@ -50,34 +50,17 @@ class Rle(_Record):
         return Rle(size=mask.size_hw, counts=mask.counts)
 
     def decode(self) -> NDArray[np.bool_]:
-        """(H, W) bool. Raises ValueError for run lengths that do not fill the size."""
-        if not self.fills_its_size:  # pycocotools would leave the rest as it finds the memory
-            told, (height, width) = _pixels(self.counts), self.size
-            raise ValueError(f"the run lengths of a mask hold {told} pixels of {height} x {width}; write them with pycocotools' encode")
+        """(H, W) bool. Raises `engines.contracts.MaskError` for run lengths that do not fill the size."""
         return Mask(self.size, self.counts).decode()
 
     @property
     def fills_its_size(self) -> bool:
-        """Whether the run lengths sum up to all pixels: on others pycocotools shows foreign memory, or never ends."""
-        return _pixels(self.counts) == self.size[0] * self.size[1]
-
-
-def _pixels(counts: str) -> int:
-    """What compressed COCO run lengths sum up to: five bits a letter, least first; from the fourth run on, each is told as a difference to the
-    last but one."""
-    runs: list[int] = []
-    value = shift = 0
-    for letter in counts.encode("ascii", "replace"):
-        bits = letter - ord("0")
-        value |= (bits & 31) << shift
-        shift += 5
-        if shift > 64:
-            return 0  # no run is so long, and a number without end would take its time
-        if not bits & 32:
-            value -= (bits & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return sum(runs)
+        """Whether the run lengths are all pixels: of others pycocotools shows foreign memory, or never ends."""
+        try:
+            Mask(self.size, self.counts).runs()
+        except MaskError:
+            return False
+        return True
 
 
 class TrueMask(_Record):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engines.contracts import FORGERY_TYPES
+from engines.contracts import FORGERY_TYPES, MaskError
 from engines.reviews import Decision, Review, Sampling, truth_of
 from fifa_stream.records import EvidenceItem, FaceAnswer, FaceVerdict, Note, RunLengths, SampledFrame, StreamVerdict, Verdict
 from fifa_stream.review.cases import Case, CaseBook, Point, Stream, picture_of
@@ -24,7 +24,7 @@ from fifa_stream.review.export import export_case, export_name
 from fifa_stream.review.pictures import Pictures
 from fifa_stream.review.queue import Order, Standing, Wanted, ordered, sampling_of
 from fifa_stream.review.sources import NoPicture
-from fifa_stream.views import INKS, FaceView, MaskError, hit_path, jpeg, pieces, shown_frame, tint
+from fifa_stream.views import INKS, FaceView, hit_path, jpeg, pieces, shown_frame, tint
 
 Json = dict[str, Any]
 

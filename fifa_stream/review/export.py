@@ -28,7 +28,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.contracts import Sha256, canonical_digest, tight_box
+from engines.contracts import MaskError, Sha256, canonical_digest, tight_box
 from engines.reviews import Review
 from fifa_stream import __version__
 from fifa_stream.decode import DecodeLimits, decode_image
@@ -37,7 +37,7 @@ from fifa_stream.mp4 import MP4
 from fifa_stream.page import PageEntry, render_page
 from fifa_stream.records import Box, EvidenceItem, RecordError, RunLengths, SampledFrame, Verdict
 from fifa_stream.review.cases import flaw, picture_of
-from fifa_stream.views import MaskError, decode_mask
+from fifa_stream.views import decode_mask
 
 MAX_FILE_BYTES: Final = 256 << 20
 MAX_PARTS: Final = 4_096

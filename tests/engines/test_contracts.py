@@ -70,7 +70,7 @@ def test_mask_survives_its_run_lengths(mask_HW: NDArray[np.bool_]) -> None:
 
 def test_run_lengths_that_end_early_are_no_mask() -> None:
     whole = Mask.encode(np.eye(8, dtype=bool))
-    with pytest.raises(ValueError, match="do not fill 8 x 8 pixels"):
+    with pytest.raises(ValueError, match="cover 55 of 8 x 8 pixels"):
         Mask(whole.size_hw, whole.counts[:-2]).decode()
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from engines.contracts import Mask, tight_box
+from engines.contracts import Mask, MaskError, tight_box
 from fifa_stream.records import EvidenceItem, RunLengths
-from fifa_stream.views import FaceView, MaskError, decode_mask, pieces
+from fifa_stream.views import FaceView, decode_mask, pieces
 
 
 def run_lengths(mask_HW: NDArray[np.bool_]) -> RunLengths:

@@ -171,7 +171,7 @@ def test_a_fake_of_which_a_part_was_changed_is_refused_without_its_twin(real_HWC
 
 def test_a_mask_whose_run_lengths_end_early_is_an_error() -> None:
     """pycocotools would show what the memory holds."""
-    with pytest.raises(ValueError, match="hold 3 pixels of 224 x 224"):
+    with pytest.raises(ValueError, match="cover 3 of 224 x 224 pixels"):
         annotate.decode_mask({"size": [SIZE, SIZE], "counts": "3"})
 
 

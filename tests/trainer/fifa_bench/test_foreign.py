@@ -202,7 +202,7 @@ def test_an_image_that_is_answered_twice_is_an_error(samples: list[Sample], stem
         pytest.param({"phrases": []}, "1 masks but 0 phrases", id="phrases"),
         pytest.param({"pred_masks": ["abc"]}, "not in COCO run lengths", id="mask"),
         pytest.param({"pred_masks": [{"size": [4, 4], "counts": [3]}]}, "3 of 16 px", id="counts"),
-        pytest.param({"pred_masks": [{"size": [4, 4], "counts": "3"}]}, "hold 3 pixels of 4 x 4", id="compressed-counts"),
+        pytest.param({"pred_masks": [{"size": [4, 4], "counts": "3"}]}, "cover 3 of 4 x 4 pixels", id="compressed-counts"),
         pytest.param({"pred_masks": [{"size": [90_000, 90_000], "counts": "0"}]}, "90000 x 90000 px", id="size"),
         pytest.param({"caption": None}, "no 'caption' of type str", id="caption"),
     ],
