@@ -46,6 +46,7 @@ survey set was never trained on.
 # Measured on the *report* part
 
 In brackets 95 % intervals from a bootstrap over identities. `fifa-train evaluate` prints these tables; docs/fifa-bench.md defines every figure.
+Where `lead` is below 0 in the table *lead over the constant*, one answer for everybody, given without a look at the face, is better.
 
 {tables}
 ## Known limits

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from engines.bundle import read_manifest
-from engines.contracts import PartSpec, canonical_digest
+from engines.contracts import MANIFEST_SCHEMA, PartSpec, canonical_digest
 from engines.export import file_spec
 from trainer.bundle import draft_manifest, seal
 from trainer.card import flatten, write_card
@@ -25,6 +25,15 @@ def test_figures_go_into_card_and_manifest_without_curves_and_bounds(tmp_path: P
     manifest = write_card(tmp_path, TABLES)
     assert manifest.metrics == {"detection.dfdc.auc": 0.91}
     assert "0.910 (0.860 to 0.940)" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_shows_where_an_answer_that_never_looks_is_better(tmp_path: Path) -> None:
+    _sealed(tmp_path)
+    lead = {"age_miou": {"engine": 0.203, "constant": 0.25, "lead": -0.047}, "auc_dfdc": {"engine": 0.91, "constant": 0.5, "lead": 0.41}}
+    manifest = write_card(tmp_path, TABLES | {"lead over the constant, least first": lead})
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert card.index("| age_miou | 0.203 | 0.250 | -0.047 |") < card.index("| auc_dfdc | 0.910 | 0.500 | 0.410 |")
+    assert manifest.metrics == {"detection.dfdc.auc": 0.91}
 
 
 def test_parity_outlives_its_checkpoint_until_it_is_measured_again(tmp_path: Path) -> None:
@@ -54,7 +63,7 @@ def test_a_bundle_of_before_the_mirror_answers_from_the_crop_alone(tmp_path: Pat
     (tmp_path / "manifest.json").write_text(json.dumps(body | {"digest": canonical_digest(body)}))
     assert not read_manifest(tmp_path).mirrored_regions
     told = write_card(tmp_path, TABLES, mirrored_regions=True)
-    assert (told.schema_version, told.mirrored_regions) == ("1.3", True)
+    assert (told.schema_version, told.mirrored_regions) == (MANIFEST_SCHEMA, True)
 
 
 def test_tables_become_one_level_of_names() -> None:

@@ -1,7 +1,8 @@
 """A part of the dev sets becomes a bench, and whoever writes predictions for it is scored."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from trainer import cli, shards
-from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, judged_faces, other_row, read_scores, score_file
+from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, judged_faces, leads, other_row, read_scores, score_file
 from trainer.faces import Face
 from trainer.fifa_bench import baselines
+from trainer.fifa_bench import score as score_module
 from trainer.fifa_bench.predict import predict_to_file
 from trainer.fifa_bench.score import score
+from trainer.fifa_bench.text import CorpusScores
 from trainer.shards import read_manifest
 
 
@@ -115,6 +118,52 @@ def test_other_systems_stand_beside_the_engine_under_names_of_their_own(bench: P
     assert list(rows) == ["engine", "constant", "residual heuristic", "oracle", "plain"] and rows["engine"] == rows["oracle"]
     with pytest.raises(ValueError, match="'oracle' names a row of the table already"):
         beside(tables, asked, samples, {"oracle": tmp_path / "plain.json"})
+
+
+@pytest.fixture
+def scored_texts(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The texts of each run of the text metrics, in which a METEOR that counts equal texts stands for Java's."""
+    runs: list[set[str]] = []
+
+    def scorer(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusScores:
+        equal_N = np.array([float(said in wanted) for said, wanted in zip(predicted, references, strict=True)])
+        return CorpusScores(float(equal_N.mean()), 0.0, 0.0, 0.0, equal_N, equal_N, equal_N)
+
+    @contextmanager
+    def start(texts: Iterable[str]) -> Iterator[Callable[..., CorpusScores]]:
+        runs.append(set(texts))
+        yield scorer
+
+    monkeypatch.setattr(score_module, "text_scorer", start)
+    return runs
+
+
+def test_the_constant_has_every_figure_that_it_rivals(bench: Path, scored_texts: list[set[str]]) -> None:
+    asked = list(bench_faces(bench))
+    samples = [sample for _, of_face in asked for sample in of_face]
+    constant = baselines.Constant.of(samples)
+    tables = score(samples, constant(asked), intervals=False)
+    row = beside(tables, asked, samples, text=True)["constant"]
+    areas = {f"{name}_{level}" for name in ("loc_miou", "age_miou", "balanced_accuracy") for level in ("region", "box")}
+    assert areas | {"loc_miou", "loc_miou_frozen", "age_miou", "balanced_accuracy", "hallucination", "unlisted", "age_meteor"} <= set(row)
+    assert row["balanced_accuracy"] == 0.5 and row["hallucination"] > 0, "whoever marks everything is wrong of real faces"
+    assert row["age_meteor"] == tables["text"]["age/image"]["meteor"] > 0
+    assert len(scored_texts) == 2 and scored_texts[1] < scored_texts[0], "one more run, of whole faces alone"
+
+
+def test_without_text_metrics_nobody_has_meteor(bench: Path, scored_texts: list[set[str]]) -> None:
+    asked = list(bench_faces(bench))
+    samples = [sample for _, of_face in asked for sample in of_face]
+    rows = beside(score(samples, baselines.oracle(asked), intervals=False, text=False), asked, samples)
+    assert not any("age_meteor" in row for row in rows.values()) and scored_texts == []
+
+
+def test_a_lead_below_zero_says_that_not_looking_is_better() -> None:
+    engine = {"auc_dfdc": 0.9, "age_miou": 0.2, "hallucination": 0.4, "type_macro_f1": 1.0}
+    table = leads({"engine": engine, "constant": {"auc_dfdc": 0.5, "age_miou": 0.25, "hallucination": 0.3}})
+    assert list(table) == ["hallucination", "age_miou", "auc_dfdc"]
+    assert [row["lead"] for row in table.values()] == pytest.approx([-0.1, -0.05, 0.4])
+    assert (table["hallucination"]["engine"], table["hallucination"]["constant"]) == (0.4, 0.3)
 
 
 def test_a_classifier_that_leaves_faces_of_a_group_out_is_refused(bench: Path, scores: dict[str, float]) -> None:

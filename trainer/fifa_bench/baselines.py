@@ -3,8 +3,9 @@
 `Constant` gives one answer to everybody, `oracle` reads the answer off the sample, `residual_heuristic` looks at the spectrum and learns nothing.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -14,12 +15,17 @@ from engines import fict
 from engines.contracts import FORGERY_TYPES
 from engines.prompts import parse_markup
 from trainer.faces import ImageHWC, fit, type_target
-from trainer.fifa_bench.masks import oval_mask
+from trainer.fifa_bench.masks import CocoRle, decoded, encoded, iou_matrix, oval_mask
+from trainer.fifa_bench.pairing import Item
 from trainer.fifa_bench.predict import BATCH, AskedFace
-from trainer.fifa_bench.text import most_frequent_sentence
-from trainer.samples import SIDE, Level, PredictedMask, Prediction, Rle, Sample, TaskKind
+from trainer.fifa_bench.text import words
+from trainer.samples import SIDE, Level, PredictedMask, Prediction, Rle, Sample
 
-Told = dict[tuple[TaskKind, Level], str]
+LEVELS: tuple[Level, ...] = ("image", "region", "box")
+CUTS = tuple(range(5, 100, 5))
+"""Where a mean mask is tried to be cut, in percent of the masks that hold a pixel."""
+CANDIDATES = 200
+"""At most this many answers are tried as everybody's; each is compared with all."""
 
 MID_CYCLES = (1 / 16, 1 / 4)
 HIGH_CYCLES = (1 / 4, 1 / 2)
@@ -28,31 +34,48 @@ HIGH_CYCLES = (1 / 4, 1 / 2)
 
 @dataclass(frozen=True)
 class Constant:
-    """The same answer for every face: prior score, prior types, most frequent sentence, and the whole face (or the whole asked area) as mask."""
+    """The same answer for every face, the best that counting finds: prior score, prior types, one mask, and one whole explanation with its masks.
+
+    Of a region or box it marks the whole asked area, whatever its explanation names.
+    """
 
     fake_score: float
     type_probs: dict[str, float]
-    markup: Told
-    """The most frequent sentence of tampered samples, by text task and level."""
+    told: dict[Level, str]
+    """What `toe` and `age` are answered at each level, with markup."""
+    located: Rle = field(default_factory=lambda: _oval())
+    """Whole-face `loc`; a face oval where no true mask is known."""
+    shown: dict[str, Rle] = field(default_factory=dict)
+    """Whole-face `age`: the mask of a named concept; `located` for others."""
 
     @staticmethod
     def of(samples: Iterable[Sample]) -> "Constant":
-        """Count samples: those of the training part, or, which favours this baseline, those it will be scored on. Raises ValueError without fakes."""
-        counted = [sample for sample in samples if sample.probe is None]
+        """Learn from samples: those of the training part, or those it will be scored on, which favours this baseline; probes are passed over.
+
+        Texts are medoids of the answers about tampered areas, masks are mean true masks (`best_cut`). Both are the annotator's, of samples whose mask
+        is known: the frozen reference is answered with the same mask. The order of samples is irrelevant. Raises ValueError without fakes.
+        """
+        counted = sorted((sample for sample in samples if sample.probe is None), key=lambda sample: sample.id)  # sums of floats have an order
         fakes = {(s.dataset, s.name): s.forgery_type for s in counted if s.is_fake}
         faces = {(s.dataset, s.name) for s in counted}
         if not fakes:
             raise ValueError("the constant baseline counts fakes and there are none; give it the samples of a whole split")
         allowed_NF = np.stack([type_target(forgery_type) for forgery_type in fakes.values()])
         prior_F = (allowed_NF / np.maximum(allowed_NF.sum(1, keepdims=True), 1)).mean(0)
-        texts: dict[tuple[TaskKind, Level], list[str]] = {}
-        for sample in counted:
-            if sample.task in ("toe", "age") and sample.tampered and sample.answer:
-                texts.setdefault((sample.task, sample.level), []).append(sample.answer)
+        tampered = [sample for sample in counted if sample.tampered and sample.mask_known]
+        told = {level: medoid(answers) for level in LEVELS if (answers := _answers(tampered, level))}
+        true = [Item(sample, None) for sample in tampered if sample.level == "image"]
+        wholes = [item.true_mask for item in true if item.sample.task == "loc" and item.truths]
+        parts = {fict.by_phrase()[span.phrase]: list[CocoRle]() for span in parse_markup(told.get("image", ""))[1]}
+        for concept, rle in (truth for item in true if item.sample.task == "age" for truth in item.truths):
+            if concept in parts:
+                parts[concept].append(rle)
         return Constant(
             len(fakes) / len(faces),
             dict(zip(FORGERY_TYPES, prior_F.tolist(), strict=True)),
-            {key: most_frequent_sentence(markups) for key, markups in texts.items()},
+            told,
+            best_cut(wholes) if wholes else _oval(),
+            {concept: best_cut(rles) for concept, rles in parts.items() if rles},
         )
 
     def __call__(self, items: Iterable[AskedFace], *, batch: int = BATCH) -> Iterator[Prediction]:
@@ -64,18 +87,69 @@ class Constant:
             return Prediction(id=sample.id, fake_score=self.fake_score)
         if sample.task == "cls":
             return Prediction(id=sample.id, type_probs=self.type_probs)
-        everywhere = _asked_area(sample)
+        whole = self.located if sample.level == "image" else _asked_area(sample)
         if sample.task == "loc":
-            return Prediction(id=sample.id, masks=(PredictedMask(rle=everywhere),))
-        text, spans = parse_markup(self.markup.get((sample.task, sample.level), ""))
-        named = [PredictedMask(concept=fict.by_phrase()[span.phrase], phrase=span.phrase, rle=everywhere) for span in spans]
-        masks = named or [PredictedMask(rle=everywhere)]
-        return Prediction(id=sample.id, text=text, masks=tuple(masks) if sample.task == "age" else ())
+            return Prediction(id=sample.id, masks=(PredictedMask(rle=whole),))
+        text, spans = parse_markup(self.told.get(sample.level, ""))
+        if sample.task == "toe":
+            return Prediction(id=sample.id, text=text)
+        shown = self.shown if sample.level == "image" else {}
+        named = [(fict.by_phrase()[span.phrase], span.phrase) for span in spans]
+        masks = [PredictedMask(concept=concept, phrase=phrase, rle=shown.get(concept, whole)) for concept, phrase in named]
+        return Prediction(id=sample.id, text=text, masks=tuple(masks or [PredictedMask(rle=whole)]))
+
+
+def _oval() -> Rle:
+    return Rle.of(oval_mask(SIDE))
+
+
+def _answers(tampered: Sequence[Sample], level: Level) -> list[str]:
+    """The marked answers of `age`, or those of `toe` where there are none."""
+    of_task = ([s.answer for s in tampered if s.task == task and s.level == level and s.answer] for task in ("age", "toe"))
+    return next((answers for answers in of_task if answers), [])
+
+
+def best_cut(masks: Sequence[CocoRle]) -> Rle:
+    """The pixels that a share of the masks holds, the share being that of `CUTS` with the best mean IoU over all the masks; the lowest among equals.
+
+    Takes at least one mask of (SIDE, SIDE), none of them empty. Masks are summed one by one, so that thousands fit into memory.
+    """
+    held_HW = np.zeros((SIDE, SIDE), np.int64)
+    for mask in masks:
+        held_HW += decoded(mask)
+    tried = [encoded(held_HW * 100 >= cut * len(masks)) for cut in CUTS]
+    return Rle(counts=tried[int(iou_matrix(tried, masks).mean(1).argmax())]["counts"].decode("ascii"))
+
+
+def medoid(answers: Iterable[str]) -> str:
+    """The marked answer most like all of them: by mean unigram F1 of lower-case words without markup, each occurrence of a word counted.
+
+    One without a phrase is taken only if none has one; among equals the most frequent, then the first in the alphabet. At most `CANDIDATES` distinct
+    answers are tried: the repeated ones, and an even draw through the alphabet of the others. The order of answers is irrelevant. Raises ValueError
+    without answers and for markup that does not close.
+    """
+    times = Counter(answers)
+    bags = {answer: Counter(words(parse_markup(answer)[0])) for answer in sorted(times)}
+    marked = [answer for answer in bags if parse_markup(answer)[1]] or list(bags)
+    return max(_candidates(marked, times), key=lambda tried: sum(times[answer] * unigram_f1(bags[tried], bag) for answer, bag in bags.items()))
+
+
+def _candidates(marked: Sequence[str], times: Counter[str]) -> list[str]:
+    """Out of answers in alphabetical order."""
+    ordered = sorted(marked, key=lambda answer: -times[answer])
+    repeated = [answer for answer in ordered if times[answer] > 1][:CANDIDATES]
+    others = ordered[len(repeated) :]
+    room = min(CANDIDATES - len(repeated), len(others))
+    return repeated + [others[place * len(others) // room] for place in range(room)]
+
+
+def unigram_f1(said: Counter[str], wanted: Counter[str]) -> float:
+    """F1 of two multisets of words; 0 without any word."""
+    return 2 * (said & wanted).total() / max(said.total() + wanted.total(), 1)
 
 
 def _asked_area(sample: Sample) -> Rle:
-    if sample.level == "image":
-        return Rle.of(oval_mask(SIDE))
+    """Of a region or box query."""
     if sample.area is not None:
         return sample.area
     area_HW = np.zeros((SIDE, SIDE), bool)

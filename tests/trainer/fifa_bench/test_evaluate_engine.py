@@ -43,3 +43,5 @@ def test_all_tables_of_a_running_engine_are_made(toy_analyzer: Make, bench: list
     assert {"deletion by cover", "cover on reals"} <= set(tables["engine probes"])
     assert tables["beside systems that do not look"]["plain"] == {"auc_dfdc": 0.5}
     assert tables["beside systems that do not look"]["engine"]["auc_dfdc"] == 1
+    lead = tables["lead over the constant, least first"]
+    assert lead["auc_dfdc"] == {"engine": 1, "constant": 0.5, "lead": 0.5} and "auc_stargan" not in lead

@@ -358,7 +358,7 @@ def test_of_an_area_names_are_judged_by_the_whole_face(level: Level) -> None:
 
 def test_a_constant_that_names_a_forged_place_is_right_on_fakes_and_wrong_on_reals(split: list[Sample]) -> None:
     levels: tuple[Level, ...] = ("image", "region", "box")
-    constant = Constant(0.5, PERFECT_TYPE, {("age", level): "The <p> nose tip </p> [SEG] is soft." for level in levels})
+    constant = Constant(0.5, PERFECT_TYPE, {level: "The <p> nose tip </p> [SEG] is soft." for level in levels})
     table = score(split, constant([(np.zeros((1, 1, 3), np.uint8), split)]), text=False)["text-mask alignment"]
     for level in levels:
         assert table[level]["hallucination"] == 0.5 and table[level]["hallucination_on_fakes"] == table[level]["unlisted"] == 0
