@@ -8,7 +8,7 @@ Where the manifest says so, a region is located in the crop's mirror image too, 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from engines import fict
 from engines.bundle import Bundle
 from engines.contracts import (
     APPEARANCE_SIZE,
+    FORGERY_TYPES,
     Analysis,
     AreaAnswer,
     AreaQuery,
@@ -39,12 +40,15 @@ from engines.drafts import Drafts
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
+from engines.regions import NUM_CHANNELS, FaceRegions
 
 ExplainPolicy = Literal["auto", "always", "never"]
 REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
 APPEARANCE_CELLS = 4
 """A side of the coarse grid that an appearance sees of a face."""
 APPEARANCE_SEED = 20531
+MOST_PLACES = 4
+"""That an explanation names: as many as the annotator's."""
 
 
 @dataclass(slots=True)
@@ -59,11 +63,13 @@ class Answer:
     """The asked box, in pixels of the crop: masks end a cell beyond it."""
     tampered_probability: float | None = None
     """Localisation: how sure the answer is that something is manipulated."""
+    concept: str | None = None
+    """The asked region, which a [SEG] without a phrase speaks of."""
 
     @property
     def truncated(self) -> bool:
         """A limit ended the answer, not the model."""
-        return self.end is not End.WHOLE
+        return self.end not in (End.WHOLE, End.NAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,15 @@ class _Asked:
     box: Box | None = None
     box_embed_E: NDArray[np.float32] | None = None
     deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """The region that a mask belongs to."""
+
+    concept: str
+    rim: bool
+    """A phrase's mask may leave its region by a rim, as the annotator's do; that of an asked region may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +223,26 @@ class Analyzer:
             raise EngineError(f"{told}; hold it against its checkpoint with: fifa-stream engine check, or build it in a higher precision")
 
     def encode(self, crops_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Run the score path; every output of the encoder part, by name."""
-        return self._bundle.engines["encoder"].run({"image": to_model_input(crops_BHWC)})
+        """Run the score path; every output of the encoder part, by name, and the crops, whose regions are found when they are asked for."""
+        outputs = self._bundle.engines["encoder"].run({"image": to_model_input(crops_BHWC)})
+        size = self.manifest.preprocess.mask_size
+        unknown = {
+            "regions": np.empty((len(crops_BHWC), NUM_CHANNELS, size, size), np.float32),
+            "regions_known": np.zeros(len(crops_BHWC), bool),
+        }  # fmt: skip
+        return {**outputs, "crops": crops_BHWC, **(unknown if "region_parser" in self._bundle.engines else {})}
+
+    def regions(self, encoded: dict[str, NDArray[Any]], rows: Iterable[int]) -> dict[int, FaceRegions]:
+        """Where FICT lies on rows of an encoded batch, each parsed once; empty for a bundle without a region parser."""
+        if "regions" not in encoded:
+            return {}
+        wanted = sorted(set(rows))
+        new = [row for row in wanted if not encoded["regions_known"][row]]
+        if new:
+            encoded["regions"][new] = self._bundle.engines["region_parser"].run({"image": to_model_input(encoded["crops"][new])})["regions"]
+            self._refuse_no_numbers("regions", encoded["regions"][new])
+            encoded["regions_known"][new] = True
+        return {row: FaceRegions(encoded["regions"][row]) for row in wanted}
 
     def calibrated(self, raw_B: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw logits to probabilities by the manifest's calibration."""
@@ -309,20 +342,20 @@ class Analyzer:
         answers = [Answer(list(clean)) for _ in asked]
         points_B = points_B or [self.operating_point] * len(scores_B)
         doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= points_B[one.row].real_below]
-        for number, answer in zip(doubted, self._decode(encoded["prefix_embeds"], [asked[n] for n in doubted], task), strict=True):
+        for number, answer in zip(doubted, self._decode(encoded, [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers
 
     def decode(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> list[Answer]:
         """Answer one task about the whole face for each row."""
-        return self._decode(prefix_embeds_BPE, [_Asked(row) for row in range(len(prefix_embeds_BPE))], task)
+        return self._decode({"prefix_embeds": prefix_embeds_BPE}, [_Asked(row) for row in range(len(prefix_embeds_BPE))], task)
 
     def ask(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], task: Task, queries: Sequence[AreaQuery | None]) -> list[Answer]:
         """Answer one query for each of the rows of an encoded batch, where a row may come several times; None asks about the whole face.
 
         Raises ValueError for a level that the bundle does not answer, an unknown concept, and a box that is empty or leaves the crop.
         """
-        return self._decode(encoded["prefix_embeds"], self._asked(encoded, rows, queries), task)
+        return self._decode(encoded, self._asked(encoded, rows, queries), task)
 
     def _asked(self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], queries: Sequence[AreaQuery | None]) -> list[_Asked]:
         """Check queries and put them in words; boxes through the box encoder, in one run."""
@@ -357,21 +390,42 @@ class Analyzer:
             raise ValueError(f"box {query} is empty or leaves the {side} px crop; clip it first")
         return _Asked(row, "box", box=query)
 
-    def _decode(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], task: Task) -> list[Answer]:
+    def _decode(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task) -> list[Answer]:
         """Answer one question for each of `asked`, in their order."""
         if task == "loc":
-            return self._locate(prefix_embeds_BPE, asked)
+            return self._locate(encoded["prefix_embeds"], asked)
         spec = self.manifest.decoder
+        places = self._places_to_name(encoded, asked) if task == "age" else [None] * len(asked)
 
-        def question(one: _Asked) -> Question:
-            inputs_SE = self._inputs(prefix_embeds_BPE, one, task)
+        def question(one: _Asked, to_name: tuple[str, ...] | None) -> Question:
+            inputs_SE = self._inputs(encoded["prefix_embeds"], one, task)
             budget = min(spec.max_new_tokens, spec.capacity - len(inputs_SE))
-            return Question(inputs_SE, self._trie(one.concept), budget, one.deadline_s)
+            return Question(inputs_SE, self._trie(one.concept), budget, one.deadline_s, to_name)
 
         answers = [Answer(within=one.box) for one in asked]
-        for number, written in self._loop.answers(question(one) for one in asked) if asked else ():
+        for number, written in self._loop.answers(map(question, asked, places)) if asked else ():
             answers[number].ids, answers[number].seg_embeds, answers[number].end = written.ids, written.seg_embeds, written.end
         return answers
+
+    def _places_to_name(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked]) -> list[tuple[str, ...] | None]:
+        """Where each answer may point: the concepts of what localisation marks, by the annotator's rule on the parser's regions.
+
+        None leaves the choice to the decoder: without a parser, where nothing is marked, and for a whole face that was synthesised as a whole. There
+        all is marked, and what is worth naming is what looks least like a photograph.
+        """
+        rows = [one.row for one in asked]
+        regions = self.regions(encoded, rows)
+        if not regions:
+            return [None] * len(asked)
+        located = self._places(encoded["prefix_embeds"], asked)
+        marked = [Answer(seg_embeds=[place.seg_embed_E], within=one.box) for one, place in zip(asked, located, strict=True)]
+        masks_MHW, _ = self.masks(encoded, rows, marked)
+        whole = encoded["type_logits"].argmax(1) == FORGERY_TYPES.index("entire_synthesis")
+        named = (
+            () if one.level == "image" and whole[one.row] else regions[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_PLACES)
+            for one, mask_HW in zip(asked, masks_MHW, strict=True)
+        )  # fmt: skip
+        return [places or None for places in named]
 
     def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[Answer]:
         """Answers of localisation to each of `asked`."""
@@ -382,7 +436,7 @@ class Analyzer:
         """What is answered at that probability."""
         tampered = probability >= 0.5
         ids = self._bundle.vocabulary.tokenizer.encode(loc_answer(tampered, one.level, one.phrase)).ids
-        return Answer(ids, [place.seg_embed_E] if tampered else [], within=one.box, tampered_probability=probability)
+        return Answer(ids, [place.seg_embed_E] if tampered else [], within=one.box, tampered_probability=probability, concept=one.concept)
 
     def _places(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[_Place]:
         """Localisation has two answers, so nothing is decoded: one run over the question and the longer answer tells which begins, and its [SEG]."""
@@ -435,9 +489,9 @@ class Analyzer:
         return np.concatenate([prefix_embeds_BPE[one.row], text_LE])
 
     def markup(self, answer: Answer) -> str:
-        """The markup of an answer; one that a limit ended stops at its last whole sentence, and its later [SEG] states have no phrase."""
+        """The markup of an answer; one that was cut off stops at its last whole sentence, and its later [SEG] states have no phrase."""
         written = self._bundle.vocabulary.markup(answer.ids)
-        return last_whole_sentence(written) if answer.truncated else written
+        return written if answer.end is End.WHOLE else last_whole_sentence(written)
 
     def masks(
         self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], answers: Sequence[Answer]
@@ -455,12 +509,36 @@ class Analyzer:
             }
         )
         self._refuse_no_numbers("masks", out["mask_logits"], out["iou_logit"])
-        masks_MHW = sigmoid(out["mask_logits"])
+        masks_MHW = self._ground(encoded, owners, [spoken for answer in answers for spoken in self._spoken_of(answer)], out["mask_logits"])
         boxes = [answer.within for answer in answers for _ in answer.seg_embeds]
         for mask_HW, box in zip(masks_MHW, boxes, strict=True):
             if box is not None:
                 mask_HW *= box_cells(_grown(box, self.manifest.preprocess.image_size / size), size, size / self.manifest.preprocess.image_size)
         return masks_MHW, sigmoid(out["iou_logit"])
+
+    def _ground(
+        self, encoded: dict[str, NDArray[Any]], owners: Sequence[int], spoken_of: Sequence[_Spoken | None], logits_MHW: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Probabilities of masks; one that speaks of a concept ends at its region, and is cut there where the manifest says.
+
+        Where that leaves nothing the parser sees no such region, and the mask stays as it was drawn.
+        """
+        masks_MHW = sigmoid(logits_MHW)
+        named = [(number, row, spoken) for number, (row, spoken) in enumerate(zip(owners, spoken_of, strict=True)) if spoken is not None]
+        regions = self.regions(encoded, [row for _, row, _ in named])
+        cut = self.manifest.region_mask_cut
+        shift = np.float32(math.log((1 - cut) / cut))
+        for number, row, spoken in named if regions else ():
+            within_HW = np.minimum(sigmoid(logits_MHW[number] + shift), regions[row].of(spoken.concept, rim=spoken.rim))
+            if within_HW.max() >= 0.5:
+                masks_MHW[number] = within_HW
+        return masks_MHW
+
+    def _spoken_of(self, answer: Answer) -> list[_Spoken | None]:
+        """What each [SEG] of an answer speaks of: its phrase, the asked region where it has none; None for the whole face or a box."""
+        spans = parse_markup(self.markup(answer))[1][: len(answer.seg_embeds)]
+        asked = None if answer.concept is None else _Spoken(answer.concept, rim=False)
+        return [*(_Spoken(fict.by_phrase()[span.phrase], rim=True) for span in spans), *[asked] * (len(answer.seg_embeds) - len(spans))]
 
     def _explanations(
         self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked], answers: Sequence[Answer]

@@ -145,6 +145,10 @@ def _copy_side_files(source: Path, manifest: Manifest, folder: Path) -> None:
         shutil.copyfile(source / spec.file, folder / spec.file)
 
 
+CONVOLUTIONS: tuple[PartName, ...] = ("face_detector", "region_parser")
+"""Parts that stay fp32 in half-precision builds: a graph in bf16 knows no convolution, and these two cost little."""
+
+
 def _in_precision(
     source: Path, folder: Path, part: PartName, spec: PartSpec, request: BuildRequest, pack: AcceptancePack | None, told: Told
 ) -> PartSpec:
@@ -153,7 +157,7 @@ def _in_precision(
     if precision == "int8" and part == "encoder" and pack is not None:
         told(f"{part}: quantizing on {len(pack.calibration_NHWC)} crops")
         quantize_encoder(source / spec.file, path, pack.calibration_NHWC, symmetric=request.backend in FLAVOURS)
-    elif precision in ("fp16", "bf16") and part != "face_detector":
+    elif precision in ("fp16", "bf16") and part not in CONVOLUTIONS:
         onnx.save(to_half(onnx.load(str(source / spec.file)), precision), str(path))
     else:
         shutil.copyfile(source / spec.file, path)

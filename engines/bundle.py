@@ -29,6 +29,7 @@ from engines.contracts import (
 )
 from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
 from engines.prompts import Vocabulary
+from engines.regions import NUM_CHANNELS
 from engines.runtime import Engine, OrtEngine
 from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
@@ -116,7 +117,7 @@ def check_support(manifest: Manifest) -> None:
         )
     if manifest.default_operating_point not in manifest.operating_points:
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no operating point {manifest.default_operating_point!r}; {REBUILD}")
-    optional = set() if "box" in manifest.query_levels else {"box_encoder"}
+    optional = {"region_parser"} | (set() if "box" in manifest.query_levels else {"box_encoder"})
     if missing := set(get_args(PartName)) - optional - set(manifest.parts):
         raise BundleError(BundleFault.UNSUPPORTED, f"the bundle has no part {', '.join(sorted(missing))}; {REBUILD}")
     calibration, decoder = manifest.calibration, manifest.decoder
@@ -144,6 +145,7 @@ def _check_sizes(manifest: Manifest) -> None:
         },
         "mask_decoder": {"seg_embeds": (None, width), "mask_logits": (None, mask, mask), "iou_logit": (None,)},
         "box_encoder": {"box": (None, 4), "box_embeds": (None, width)},
+        "region_parser": {"image": (None, 3, side, side), "regions": (None, NUM_CHANNELS, mask, mask)},
     }  # fmt: skip
     for part, graph in manifest.parts.items():
         stated = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}

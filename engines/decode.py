@@ -40,6 +40,8 @@ class End(StrEnum):
     WHOLE = "whole"
     BUDGET = "budget"
     DEADLINE = "deadline"
+    NAMED = "named"
+    """Every place that it may name was named, and it went on to name another: the sentence that it was in is not part of it."""
     LATE = "late"
     """The deadline had passed before there was a slot: nothing was decoded."""
 
@@ -56,6 +58,8 @@ class Question:
     """Tokens of the answer, `<eos>` included; with the question they fit the cache."""
     deadline_s: float | None = None
     """On the loop's clock; an answer that meets it ends there, in the middle of a sentence."""
+    places: tuple[str, ...] | None = None
+    """FICT ids that the answer may name, each once; None leaves that to the weights."""
 
 
 @dataclass(slots=True)
@@ -89,7 +93,8 @@ class _Row:
         if np.isnan(logits_V[token]):  # the largest of some numbers is NaN where any of them is
             raise EngineError("the decoder gives logits that are no numbers; hold the engine against its checkpoint with: fifa-stream engine check")
         if token == eos:
-            self.is_live, self.written.end = False, End.BUDGET if self.automaton.exhausted else End.WHOLE
+            self.is_live = False
+            self.written.end = End.NAMED if self.automaton.named_all else End.BUDGET if self.automaton.exhausted else End.WHOLE
         else:
             self.written.ids.append(token)
 
@@ -186,7 +191,7 @@ class DecodeLoop:
         slots = ended[: len(admitted)] if cache else range(len(admitted))
         for slot, (number, question), logits_SV in zip(slots, admitted, out["logits"], strict=True):
             deadline_s = math.inf if question.deadline_s is None else question.deadline_s
-            automaton = MarkupAutomaton(self._vocabulary, question.trie, question.budget)
+            automaton = MarkupAutomaton(self._vocabulary, question.trie, question.budget, question.places)
             row = _Row(number, automaton, deadline_s, len(question.inputs_SE))
             row.go_on(logits_SV[row.position - 1], self._eos, now_s)
             rows[slot : slot + 1] = [row]

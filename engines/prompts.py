@@ -4,7 +4,7 @@ Markup is `<p> phrase </p> [SEG]`: a phrase, then the token whose hidden state d
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -161,35 +161,52 @@ class Vocabulary:
 class PhraseTrie:
     """Which tokens may follow inside `<p>`: the FICT phrases as token sequences."""
 
-    children: Mapping[tuple[int, ...], tuple[int, ...]]
-    """Prefix of a phrase to its allowed next ids; a complete phrase allows `</p>`."""
+    phrases: Mapping[str, tuple[int, ...]]
+    """By concept, the tokens of its phrase and `</p>`."""
 
     @staticmethod
     def of(vocabulary: Vocabulary, within: str | None = None) -> "PhraseTrie":
         """Build from every concept of FICT, or from one and what lies below it."""
-        children: dict[tuple[int, ...], set[int]] = {}
-        for phrase in (phrase for phrase, concept in fict.by_phrase().items() if within is None or within in fict.concepts()[concept].path):
-            ids = tuple(vocabulary.tokenizer.encode(f" {phrase}").ids)
-            for end in range(len(ids)):
-                children.setdefault(ids[:end], set()).add(ids[end])
-            children.setdefault(ids, set()).add(vocabulary.ids[PHRASE_END])
-        return PhraseTrie({prefix: tuple(sorted(allowed)) for prefix, allowed in children.items()})
+        return PhraseTrie(
+            {
+                concept: (*vocabulary.tokenizer.encode(f" {phrase}").ids, vocabulary.ids[PHRASE_END])
+                for phrase, concept in fict.by_phrase().items()
+                if within is None or within in fict.concepts()[concept].path
+            }
+        )
+
+    def only(self, concepts: Iterable[str]) -> "PhraseTrie":
+        """Those of these concepts that it holds."""
+        return PhraseTrie({concept: self.phrases[concept] for concept in concepts if concept in self.phrases})
+
+    @cached_property
+    def children(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
+        """Prefix of a phrase to its allowed next ids; a complete phrase allows `</p>`."""
+        found: dict[tuple[int, ...], set[int]] = {}
+        for ids in self.phrases.values():
+            for end, token in enumerate(ids):
+                found.setdefault(ids[:end], set()).add(token)
+        return {prefix: tuple(sorted(allowed)) for prefix, allowed in found.items()}
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest phrase, `</p>` included."""
-        return max(len(prefix) for prefix in self.children) + 1
+        return max(len(ids) for ids in self.phrases.values())
 
 
 class MarkupAutomaton:
     """Follows one answer token by token and says what may come next: markup closes and names only FICT concepts, whatever the weights say."""
 
-    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, trie: PhraseTrie, max_new_tokens: int, places: Iterable[str] | None = None) -> None:
+        """With `places` only these concepts are named, each once, in the order that the weights want; None leaves the choice to the weights."""
         self._ids, self._trie = vocabulary.ids, trie
         self._blocked = vocabulary.blocked
         self._phrase: tuple[int, ...] | None = None
         self._seg_due = False
         self._left = max_new_tokens
+        self._unnamed = None if places is None else trie.only(places)
+        self.named_all = False
+        """The answer ended because it went on to name a place when all `places` were named."""
 
     def allow(self, logits_V: NDArray[np.float32]) -> int:
         """Return the best allowed token and move on. The last token of the budget is `<eos>`."""
@@ -199,23 +216,30 @@ class MarkupAutomaton:
             self._seg_due = False
             return ids[SEG]
         if self._phrase is not None:
-            allowed = self._trie.children[self._phrase]
-            token = allowed[int(logits_V.take(allowed).argmax())]
-            if token == ids[PHRASE_END]:
-                self._phrase, self._seg_due = None, True
-            else:
-                self._phrase = (*self._phrase, token)
-            return token
+            return self._within_phrase(logits_V, self._phrase)
         if self._left <= 0:
             return ids[EOS]
         open_logits = logits_V.copy()
         open_logits[self._blocked] = -np.inf
         token = int(open_logits.argmax())
         if token == ids[PHRASE]:
+            if self._unnamed is not None and not self._unnamed.phrases:
+                self.named_all = True
+                return ids[EOS]
             if self._left < self._trie.longest + 3:  # no room to close another phrase
                 self._left = 0
                 return ids[EOS]
             self._phrase = ()
+        return token
+
+    def _within_phrase(self, logits_V: NDArray[np.float32], phrase: tuple[int, ...]) -> int:
+        allowed = (self._trie if self._unnamed is None else self._unnamed).children[phrase]
+        token = allowed[int(logits_V.take(allowed).argmax())]
+        self._phrase = (*phrase, token)
+        if token == self._ids[PHRASE_END]:
+            if self._unnamed is not None:
+                self._unnamed = self._unnamed.only(concept for concept, ids in self._unnamed.phrases.items() if ids != self._phrase)
+            self._phrase, self._seg_due = None, True
         return token
 
     @property

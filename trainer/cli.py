@@ -1,4 +1,4 @@
-"""`fifa-train`: annotate, manipulate, audit, instruct, rewrite, train, plot, export, evaluate, probe. Parses, calls, prints; imports stay inside."""
+"""`fifa-train`: annotate, manipulate, audit, instruct, train, regions, plot, export, evaluate, probe. Parses, calls, prints; imports stay inside."""
 
 import json
 import logging
@@ -336,6 +336,37 @@ def train(
 
 
 @app.command()
+def regions(
+    data: DataOption,
+    run: RunOption,
+    steps: Annotated[int | None, typer.Option(help="Steps, other than the recipe's.")] = None,
+    into: Annotated[Path | None, typer.Option("--into", help="Sealed bundle that gets the finished parser; all else of it stays.")] = None,
+    bundle_version: Annotated[str | None, typer.Option("--bundle-version", help="What the bundle is then; as before when not given.")] = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Train the region parser, which tells where FICT lies on a face, and put it into a bundle. Resumes; more steps go on from fewer."""
+    from dataclasses import replace
+
+    from trainer.calibrate import of_part
+    from trainer.pipeline import add_region_parser
+    from trainer.region_parser.labels import chosen, write_labels
+    from trainer.region_parser.train import ParserConfig, finished_steps, train_parser
+
+    _set_threads(threads)
+    config = ParserConfig() if steps is None else replace(ParserConfig(), steps=steps)
+    if finished_steps(run) < config.steps:
+        faces = _faces(data)
+        count = write_labels(chosen(faces), run / "labels", workers=workers)
+        typer.echo(f"{run / 'labels'}: {count} faces")
+        train_parser(run / "labels", run, config, of_part(faces, "select"))
+    typer.echo((run / "parser" / "facts.json").read_text())
+    if into is not None:
+        manifest = add_region_parser(into, run, version=bundle_version)
+        typer.echo(f"{into}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}; measure it again with: fifa-train evaluate --seal")
+
+
+@app.command()
 def average(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Sealed bundles whose encoders descend from one another.")],
     run: RunOption,
@@ -376,6 +407,10 @@ def export(
     acceptance: Annotated[
         Path | None, typer.Option(help="Folder for the acceptance pack: crops and what the checkpoint says of them, for `fifa-stream engine build`.")
     ] = None,
+    parser: Annotated[
+        Path | None,
+        typer.Option("--regions", help="Run of `regions`: its parser goes into the bundle, which names places less well without."),
+    ] = None,
     bundle: Annotated[bool, typer.Option(help="--no-bundle leaves the bundle in --out as it is and writes the acceptance pack alone.")] = True,
     threads: ThreadsOption = 0,
 ) -> None:
@@ -383,7 +418,7 @@ def export(
     from engines.bundle import open_bundle
     from trainer.acceptance_pack import acceptance_pack, checkpoint_of
     from trainer.config import small
-    from trainer.pipeline import export_bundle
+    from trainer.pipeline import add_region_parser, export_bundle
     from trainer.warm_start import recovered_model
 
     if not bundle and acceptance is None:
@@ -394,6 +429,7 @@ def export(
     faces = _faces(data)
     if bundle and run is not None:
         manifest = export_bundle(faces, run / "model", out, name=name, version=bundle_version, precision=precision)
+        manifest = manifest if parser is None else add_region_parser(out, parser, version=bundle_version)
         typer.echo(f"{out}: {manifest.name} {manifest.version}, digest {manifest.digest[:12]}")
     if acceptance is not None:
         exported = open_bundle(out, threads=threads)

@@ -1,6 +1,7 @@
 """Checkpoint to bundle, and bundle against checkpoint: the steps of `fifa-train export`, in order."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import cast, get_args
 import numpy as np
 
 from engines.analyzer import Analyzer
-from engines.bundle import Bundle, bundled_engine, open_bundle
-from engines.contracts import Manifest
+from engines.bundle import Bundle, bundled_engine, open_bundle, read_manifest, verify_files
+from engines.contracts import MANIFEST_SCHEMA, BundleError, BundleFault, Manifest
 from engines.export import Precision
 from trainer.acceptance_pack import reference_bundle
-from trainer.bundle import draft_manifest, score_histogram, seal, write_parts
+from trainer.bundle import LICENCES, draft_manifest, score_histogram, seal, write_parts, write_region_parser
 from trainer.calibrate import FITTED_PARTS, calibrate, of_part, score_faces
 from trainer.checkpoint import load_model
 from trainer.faces import Face
 from trainer.parity import parity_table
 from trainer.pretrained import centerface
+from trainer.region_parser.train import load_parser
 
 PARITY_FACES = 100
+REGION_MASK_CUT = 0.2
+"""Of masks within their regions, chosen on *select* (docs/training.md): the mask decoder leaves the rims of regions out."""
 LICENCE_FILES = ("WEIGHTS_LICENCE.txt", "NOTICE.txt", "MODEL_CARD.md")
 
 
@@ -48,6 +52,26 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
         "score_baseline": score_histogram(probability),
     }
     return seal(out, draft)
+
+
+def add_region_parser(bundle: Path, run: Path, *, version: str | None = None) -> Manifest:
+    """Put the finished parser of a run into a bundle, stored as the bundle stores its weights, and seal it as `version` or as the one it was; every
+    other graph stays.
+
+    Raises BundleError for a damaged bundle and for a build, FileNotFoundError for an unfinished run.
+    """
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    if manifest.build is not None:
+        raise BundleError(BundleFault.UNSUPPORTED, f"{bundle} is a build; put the parser into the bundle that it was built from, and build again")
+    stored, preprocess = cast(Precision, manifest.precision), manifest.preprocess
+    part = write_region_parser(load_parser(run, grid=preprocess.mask_size), bundle, image_size=preprocess.image_size, precision=stored)
+    body = json.loads(manifest.model_dump_json()) | {"schema_version": MANIFEST_SCHEMA, "region_mask_cut": REGION_MASK_CUT}
+    body["version"] = version or manifest.version
+    body["licences"]["region_parser"] = LICENCES["region_parser"]
+    body["parts"]["region_parser"] = part.model_dump(mode="json")
+    body["provenance"]["region_parser_sha256"] = hashlib.sha256((run / "parser" / "model.safetensors").read_bytes()).hexdigest()
+    return seal(bundle, body)
 
 
 def parity_tables(engine: Path, checkpoint: Path, faces: Sequence[Face], *, threads: int) -> dict[str, dict[str, dict[str, float]]]:

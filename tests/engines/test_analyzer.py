@@ -15,6 +15,7 @@ from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, s
 from engines.bundle import Bundle
 from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Label, OperatingPoint
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
+from engines.regions import NUM_CHANNELS, channels
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, cache_names
 
@@ -402,6 +403,94 @@ def test_the_mask_of_a_box_ends_a_cell_beyond_it_in_every_corner(analyzer: Analy
     inside = np.zeros((size, size), bool)
     inside[max(top - 1, 0) : top + side + 1, max(left - 1, 0) : left + side + 1] = True
     assert (masks_MHW[0][inside] > 0).all() and not masks_MHW[0][~inside].any()
+
+
+class ToyParser:
+    """Halves: the left of every crop is the subject's right eye, the rest background; counts the crops it is shown."""
+
+    def __init__(self, size: int) -> None:
+        self.inputs, self.outputs, self.shown, self._size = (), (), 0, size
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.shown += len(feeds["image"])
+        regions = np.zeros((len(feeds["image"]), NUM_CHANNELS, self._size, self._size), np.float32)
+        regions[:, channels("right_iris"), :, : self._size // 2] = 1
+        regions[:, channels("background"), :, self._size // 2 :] = 1
+        return {"regions": regions}
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        raise NotImplementedError
+
+
+def with_parser(bundle: Bundle) -> tuple[Bundle, ToyParser]:
+    parser = ToyParser(bundle.manifest.preprocess.mask_size)
+    return replace(bundle, engines={**bundle.engines, "region_parser": parser}), parser
+
+
+class Marked:
+    """A mask decoder that marks everything."""
+
+    def __init__(self, size: int) -> None:
+        self.inputs, self.outputs, self._size = (), (), size
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        count = len(feeds["seg_embeds"])
+        return {"mask_logits": np.full((count, self._size, self._size), 9.0, np.float32), "iou_logit": np.zeros(count, np.float32)}
+
+    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        raise NotImplementedError
+
+
+def test_a_mask_stays_on_the_region_of_its_phrase_where_that_is_seen(reference: Bundle, crops: Crops) -> None:
+    bundle, _ = with_parser(reference)
+    bundle = replace(bundle, engines={**bundle.engines, "mask_decoder": Marked(bundle.manifest.preprocess.mask_size)})
+    analyzer, embed = Analyzer(bundle), np.zeros(bundle.manifest.decoder.width, np.float32)
+    ids = bundle.vocabulary.tokenizer.encode("The <p> right iris </p> [SEG] and the <p> nose </p> [SEG] are soft.").ids
+    eye_HW, nose_HW = analyzer.masks(analyzer.encode(crops(1)), [0], [Answer(ids, [embed, embed])])[0]
+    half = eye_HW.shape[1] // 2
+    assert (eye_HW[:, :half] > 0.5).all() and not eye_HW[:, half:].any()
+    assert (nose_HW > 0.5).all()  # the parser sees no nose on this face
+
+
+def test_an_explanation_names_what_localisation_marks_whatever_the_decoder_wants(reference: Bundle, crops: Crops) -> None:
+    seeing, _ = with_parser(reference)
+    seeing = replace(seeing, engines={**seeing.engines, "mask_decoder": Marked(seeing.manifest.preprocess.mask_size)})
+    said = " ".join(["The <p> nose </p> [SEG] is soft."] * 3)
+    for bundle, places in ((reference, ["nose"] * 3), (seeing, ["right_eyeball", "background"])):
+        analyzer, _, _ = scripted(bundle, [said])
+        encoded = analyzer.encode(crops(1)) | {"prefix_embeds": prefixes(bundle, [0])}
+        (explanation,) = analyzer.explain(encoded, crops(1), [0])
+        assert sorted(evidence.concept for evidence in explanation.evidence) == sorted(places)
+        assert not explanation.truncated and explanation.text.endswith(".")
+
+
+def test_an_asked_region_is_marked_inside_it_alone_and_a_box_as_before(reference: Bundle, crops: Crops) -> None:
+    reference = replace(reference, engines={**reference.engines, "mask_decoder": Marked(reference.manifest.preprocess.mask_size)})
+    bundle, _ = with_parser(reference)
+    grounded, free = Analyzer(bundle), Analyzer(reference)
+    half = bundle.manifest.preprocess.mask_size // 2
+    queries: list[AreaQuery | None] = ["right_eyeball", (0.0, 0.0, 28.0, 28.0)]
+    for ours, before in zip(*(a.analyze(crops(2), explain=["never"] * 2, queries=queries) for a in (grounded, free)), strict=True):
+        assert ours.answer is not None and before.answer is not None and ours.answer.tampered_probability == before.answer.tampered_probability
+    embed = np.zeros(bundle.manifest.decoder.width, np.float32)
+    places: list[dict[str, Any]] = [{"concept": "right_eyeball"}, {"within": (0.0, 0.0, 28.0, 28.0)}, {}]
+    answers = [Answer(seg_embeds=[embed], **place) for place in places]
+    region_HW, box_HW, whole_HW = grounded.masks(grounded.encode(crops(1)), [0, 0, 0], answers)[0]
+    _, box_before_HW, whole_before_HW = free.masks(free.encode(crops(1)), [0, 0, 0], answers)[0]
+    assert region_HW[:, :half].any() and not region_HW[:, half:].any()
+    np.testing.assert_array_equal(box_HW, box_before_HW)
+    np.testing.assert_array_equal(whole_HW, whole_before_HW)
+
+
+def test_a_face_is_parsed_once_and_only_when_a_place_is_spoken_of(reference: Bundle, crops: Crops) -> None:
+    bundle, parser = with_parser(reference)
+    analyzer = Analyzer(bundle)
+    analyzer.analyze(crops(4), explain=["never"] * 4)
+    assert parser.shown == 0
+    encoded = analyzer.encode(crops(4))
+    analyzer.regions(encoded, [1, 3, 1])
+    assert parser.shown == 2
+    assert set(analyzer.regions(encoded, [3, 2])) == {2, 3} and parser.shown == 3
 
 
 def test_a_box_between_the_centres_of_cells_still_has_one() -> None:

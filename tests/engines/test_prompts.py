@@ -148,6 +148,32 @@ def test_nothing_may_point_without_a_phrase(vocabulary: Vocabulary, trie: Phrase
     assert MarkupAutomaton(vocabulary, trie, 20).allow(logits_V) != vocabulary.ids[SEG]
 
 
+def written(vocabulary: Vocabulary, trie: PhraseTrie, seed: int, places: list[str] | None, budget: int = 150) -> tuple[list[str], MarkupAutomaton]:
+    """The concepts that weights name which want phrases, and little else, and the automaton."""
+    rng, automaton, ids = np.random.default_rng(seed), MarkupAutomaton(vocabulary, trie, budget, places), [0]
+    while ids[-1] != vocabulary.ids[EOS]:
+        logits_V = rng.standard_normal(vocabulary.size).astype(np.float32)
+        logits_V[vocabulary.ids[PHRASE]] += 6.0
+        ids.append(automaton.allow(logits_V))
+    return [fict.by_phrase()[span.phrase] for span in parse_markup(vocabulary.markup(ids))[1]], automaton
+
+
+@given(places=st.lists(st.sampled_from(sorted(fict.by_phrase().values())), min_size=1, max_size=5, unique=True), seed=st.integers(0, 99))
+def test_only_given_places_are_named_each_once(vocabulary: Vocabulary, trie: PhraseTrie, places: list[str], seed: int) -> None:
+    named, automaton = written(vocabulary, trie, seed, places)
+    assert set(named) <= set(places) and len(named) == len(set(named))
+    assert automaton.named_all or automaton.exhausted or len(named) < len(places)
+
+
+def test_an_answer_that_wants_another_place_ends_when_all_are_named(vocabulary: Vocabulary, trie: PhraseTrie) -> None:
+    named, automaton = written(vocabulary, trie, 3, ["nose", "left_iris"])
+    assert set(named) == {"nose", "left_iris"} and automaton.named_all and not automaton.exhausted
+
+
+def test_without_places_the_weights_choose(vocabulary: Vocabulary, trie: PhraseTrie) -> None:
+    assert len(set(written(vocabulary, trie, 3, None)[0])) > 2
+
+
 @pytest.mark.parametrize("letter", ["<", "["])
 def test_no_word_may_look_like_markup(vocabulary: Vocabulary, trie: PhraseTrie, letter: str) -> None:
     logits_V = np.zeros(vocabulary.size, np.float32)

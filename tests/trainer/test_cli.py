@@ -23,7 +23,7 @@ def test_help_names_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert all(command in shown for command in ("annotate", "audit", "instruct", "train", "evaluate", "export"))
 
 
-@pytest.mark.parametrize("command", ["annotate", "audit", "evaluate", "export", "instruct", "probe", "train"])
+@pytest.mark.parametrize("command", ["annotate", "audit", "evaluate", "export", "instruct", "probe", "regions", "train"])
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert not run(monkeypatch, command, "--help")
     assert "--data" in capsys.readouterr().out

@@ -155,9 +155,9 @@ def _tell(analyzer: Analyzer, encoded: Encoded, task: Task, questions: Sequence[
     """Answer questions of one task and level: about the whole face, or about areas where no mask is asked for."""
     rows = [question.row for question in questions]
     if task != "loc" and questions[0].level == "image":
-        answers = analyzer.tell(dict(encoded), rows, task)
+        answers = analyzer.tell(encoded, rows, task)
     else:
-        answers = analyzer.ask(dict(encoded), rows, task, [question.query for question in questions])
+        answers = analyzer.ask(encoded, rows, task, [question.query for question in questions])
     if task == "toe":
         yield from (Prediction(id="", text=parse_markup(analyzer.markup(answer))[0]) for answer in answers)
         return

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.naming import COVERED
 from trainer.annotator import mesh, regions
 from trainer.annotator.artifact import ArtifactMask
-from trainer.annotator.concepts import COVERED, MAX_CONCEPTS, MIN_CONCEPT_PX, select_arc, select_concepts
+from trainer.annotator.concepts import MAX_CONCEPTS, MIN_CONCEPT_PX, select_arc, select_concepts
 
 pytest.importorskip("ai_edge_litert", reason="regions need the annotate extra (ai-edge-litert)")
 
