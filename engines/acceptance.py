@@ -147,7 +147,7 @@ def observe(analyzer: Analyzer, crops_NHWC: NDArray[np.uint8], *, explained: int
         if not rows:
             continue
         prefix_BPE = encoded["prefix_embeds"][list(rows)]
-        told = [tuple(answer.ids) for answer in analyzer.decode(prefix_BPE, "age")]
+        told = [tuple(answer.ids) for answer in analyzer.ask(encoded, rows, "age", [None] * len(rows))]
         written = told if texts is None else texts[start : start + len(rows)]
         forced = analyzer.force(prefix_BPE, [last_whole_sentence(analyzer.markup(Answer(list(ids)))) for ids in written], "age")
         masks_MHW, _ = analyzer.masks(encoded, rows, forced)

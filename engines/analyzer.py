@@ -8,7 +8,7 @@ Where the manifest says so, a region is located in the crop's mirror image too, 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -224,13 +224,11 @@ class Analyzer:
 
     def encode(self, crops_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run the score path; every output of the encoder part, by name, and the crops, whose regions are found when they are asked for."""
-        outputs = self._bundle.engines["encoder"].run({"image": to_model_input(crops_BHWC)})
+        outputs = {**self._bundle.engines["encoder"].run({"image": to_model_input(crops_BHWC)}), "crops": crops_BHWC}
+        if "region_parser" not in self._bundle.engines:
+            return outputs
         size = self.manifest.preprocess.mask_size
-        unknown = {
-            "regions": np.empty((len(crops_BHWC), NUM_CHANNELS, size, size), np.float32),
-            "regions_known": np.zeros(len(crops_BHWC), bool),
-        }  # fmt: skip
-        return {**outputs, "crops": crops_BHWC, **(unknown if "region_parser" in self._bundle.engines else {})}
+        return forgotten({**outputs, "regions": np.empty((len(crops_BHWC), NUM_CHANNELS, size, size), np.float32)})
 
     def regions(self, encoded: dict[str, NDArray[Any]], rows: Iterable[int]) -> dict[int, FaceRegions]:
         """Where FICT lies on rows of an encoded batch, each parsed once; empty for a bundle without a region parser."""
@@ -564,6 +562,11 @@ class Analyzer:
             )
             explanations.append(Explanation(text, markup, evidence, answer.truncated))
         return explanations
+
+
+def forgotten(encoded: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """An encoded batch of whose faces no regions are known yet."""
+    return {**encoded, "regions_known": np.zeros(len(encoded["crops"]), bool)}
 
 
 def box_cells(box_xyxy: Box, size: int, scale: float) -> NDArray[np.bool_]:

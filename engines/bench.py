@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.analyzer import Analyzer
+from engines.analyzer import Analyzer, forgotten
 from engines.bundle import open_bundle
 from engines.drafts import Drafts
 
@@ -65,8 +65,9 @@ def bench(folder: Path, *, threads: Sequence[int], faces: Sequence[int], rounds:
                 return 0
 
             def explain(analyzer: Analyzer = analyzer, encoded: dict[str, np.ndarray] = encoded, batch: int = batch) -> int:
-                answers = analyzer.decode(encoded["prefix_embeds"], "age")
-                analyzer.masks(encoded, range(batch), answers)
+                fresh = forgotten(encoded)
+                answers = analyzer.ask(fresh, range(batch), "age", [None] * batch)
+                analyzer.masks(fresh, range(batch), answers)
                 return sum(len(answer.ids) for answer in answers)
 
             cases += [("score", count, batch, score), ("explain", count, batch, explain)]

