@@ -419,11 +419,12 @@ class Analyzer:
         marked = [Answer(seg_embeds=[place.seg_embed_E], within=one.box) for one, place in zip(asked, located, strict=True)]
         masks_MHW, _ = self.masks(encoded, rows, marked)
         whole = encoded["type_logits"].argmax(1) == FORGERY_TYPES.index("entire_synthesis")
-        named = (
-            () if one.level == "image" and whole[one.row] else regions[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_PLACES)
-            for one, mask_HW in zip(asked, masks_MHW, strict=True)
-        )  # fmt: skip
-        return [places or None for places in named]
+        found = []
+        for one, mask_HW in zip(asked, masks_MHW, strict=True):
+            places = regions[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_PLACES)
+            left_to_decoder = one.level == "image" and whole[one.row]
+            found.append(() if left_to_decoder else tuple(place for place in places if place in self._trie(one.concept).phrases))
+        return [places or None for places in found]
 
     def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[Answer]:
         """Answers of localisation to each of `asked`."""

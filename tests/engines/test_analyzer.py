@@ -464,6 +464,26 @@ def test_an_explanation_names_what_localisation_marks_whatever_the_decoder_wants
         assert not explanation.truncated and explanation.text.endswith(".")
 
 
+def test_a_place_that_has_no_phrase_of_its_own_is_left_to_the_decoder(reference: Bundle, crops: Crops) -> None:
+    """`hair` and its only sub-part share their words; an answer that may name nothing would break off at its first phrase."""
+    size = reference.manifest.preprocess.mask_size
+    parser = ToyParser(size)
+    seeing = replace(reference, engines={**reference.engines, "region_parser": parser, "mask_decoder": Marked(size)})
+    parser.run = lambda feeds: {"regions": shares_of("hair_top", len(feeds["image"]), size)}  # type: ignore[method-assign]
+    analyzer = Analyzer(seeing)
+    encoded = analyzer.encode(crops(1))
+    for concept in ("hair_all", "hair", "hair_top", None):
+        (places,) = analyzer._places_to_name(encoded, [analyzer._in_words(0, concept)])
+        assert places is None or set(places) <= set(analyzer._trie(concept).phrases)
+        assert places != ()
+
+
+def shares_of(atom: str, count: int, size: int) -> NDArray[np.float32]:
+    shares = np.zeros((count, NUM_CHANNELS, size, size), np.float32)
+    shares[:, channels(atom)] = 1
+    return shares
+
+
 def test_an_asked_region_is_marked_inside_it_alone_and_a_box_as_before(reference: Bundle, crops: Crops) -> None:
     reference = replace(reference, engines={**reference.engines, "mask_decoder": Marked(reference.manifest.preprocess.mask_size)})
     bundle, _ = with_parser(reference)
