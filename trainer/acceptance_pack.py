@@ -78,7 +78,7 @@ def reference_bundle(bundle: Bundle, model: FiFaMLLM, *, rounded: bool) -> Bundl
     if rounded:
         round_module(model)
     table = bundle.token_embeddings_VE if rounded else model.language.model.embed_tokens.weight.detach().numpy().copy()
-    engines: dict[PartName, Engine] = {**torch_engines(model), "face_detector": bundle.engines["face_detector"]}
+    engines: dict[PartName, Engine] = {**bundle.engines, **torch_engines(model)}  # detector and region parser are no parts of the model
     return replace(bundle, engines=engines, token_embeddings_VE=table)
 
 

@@ -17,7 +17,7 @@ from engines.bundle import Bundle
 from engines.contracts import Manifest
 from engines.export import round_module
 from engines.prompts import Vocabulary
-from trainer.acceptance_pack import acceptance_pack, checkpoint_of, evenly
+from trainer.acceptance_pack import acceptance_pack, checkpoint_of, evenly, reference_bundle
 from trainer.bundle import draft_manifest
 from trainer.checkpoint import save_model
 from trainer.config import tiny
@@ -48,6 +48,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     vocabulary = Vocabulary(train_tokenizer(["The <p> nose </p> [SEG] is too smooth."] * 5, tiny().model.vocab_size))
     table = model.language.model.embed_tokens.weight.detach().numpy()
     return Bundle(Manifest.model_validate({**draft, "digest": "0" * 64}), folder, engines, vocabulary, table), folder
+
+
+def test_the_reference_sees_faces_and_regions_as_the_bundle_does(exported: tuple[Bundle, Path]) -> None:
+    """Else its masks would end elsewhere, and every build would be refused."""
+    bundle, checkpoint = exported
+    parser = TorchEngine(nn.Identity(), (), ())
+    reference = reference_bundle(
+        replace(bundle, engines={**bundle.engines, "region_parser": parser}), checkpoint_of(bundle, checkpoint), rounded=True
+    )
+    assert reference.engines["region_parser"] is parser and reference.engines["face_detector"] is bundle.engines["face_detector"]
+    assert reference.engines["encoder"] is not bundle.engines["encoder"]
 
 
 def test_the_pack_accepts_the_bundle_it_was_written_for(exported: tuple[Bundle, Path], dev_faces: list[Face], tmp_path: Path) -> None:
