@@ -1,6 +1,7 @@
 """A bundle gets a region parser: sealed again, checked like every part, and served as torch computes it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def seeing(sealed: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with that parser. Read only."""
+    folder = Path(shutil.copytree(sealed, tmp_path_factory.mktemp("seeing") / "bundle"))
+    add_region_parser(folder, run)
+    return folder
+
+
 def test_the_parser_is_a_part_like_any_other(copied: Path, run: Path) -> None:
     before = read_manifest(copied)
     after = add_region_parser(copied, run)
@@ -45,9 +54,8 @@ def test_the_parser_is_a_part_like_any_other(copied: Path, run: Path) -> None:
     assert refused.value.fault is BundleFault.FILE_DIGEST
 
 
-def test_the_served_parser_finds_what_torch_finds(copied: Path, run: Path, crops: Crops) -> None:
-    add_region_parser(copied, run)
-    bundle = open_bundle(copied, threads=1)
+def test_the_served_parser_finds_what_torch_finds(seeing: Path, run: Path, crops: Crops) -> None:
+    bundle = open_bundle(seeing, threads=1)
     analyzer = Analyzer(bundle)
     found = analyzer.regions(analyzer.encode(crops(2)), [0, 1])
     parser = load_parser(run, grid=bundle.manifest.preprocess.mask_size)
@@ -59,9 +67,8 @@ def test_the_served_parser_finds_what_torch_finds(copied: Path, run: Path, crops
         np.testing.assert_allclose(found[row].shares_AHW[:NUM_ATOMS].sum(0), 1, atol=1e-4)
 
 
-def test_faces_judged_together_are_judged_alone(copied: Path, run: Path, crops: Crops) -> None:
-    add_region_parser(copied, run)
-    analyzer = Analyzer(open_bundle(copied, threads=1))
+def test_faces_judged_together_are_judged_alone(seeing: Path, crops: Crops) -> None:
+    analyzer = Analyzer(open_bundle(seeing, threads=1))
     together = analyzer.analyze(crops(3), explain=["always"] * 3, queries=["nose"] * 3)
     for row, one in enumerate(together):
         (alone,) = analyzer.analyze(crops(3)[row : row + 1], explain=["always"], queries=["nose"])
@@ -74,8 +81,9 @@ def test_faces_judged_together_are_judged_alone(copied: Path, run: Path, crops: 
                 np.testing.assert_allclose(a.mask_probability_HW, b.mask_probability_HW, atol=1e-3)
 
 
-def test_a_parser_of_another_grid_is_refused(copied: Path, run: Path) -> None:
-    manifest = add_region_parser(copied, run)
+def test_a_parser_of_another_grid_is_refused(seeing: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(seeing, tmp_path / "odd"))
+    manifest = read_manifest(copied)
     part = manifest.parts["region_parser"]
     image, (regions,) = part.inputs, part.outputs
     odd = part.model_copy(update={"inputs": image, "outputs": (regions.model_copy(update={"shape": (*regions.shape[:2], 7, 7)}),)})
