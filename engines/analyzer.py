@@ -73,6 +73,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Place:
+    """What localisation reads before anything is decided."""
+
+    tampered_probability: float
+    seg_embed_E: NDArray[np.float32]
+    """The state that drives the mask, should the answer be tampered."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """A question about one row of an encoded batch, in tokens."""
 
@@ -83,6 +92,8 @@ class _Asked:
     box: Box | None = None
     box_embed_E: NDArray[np.float32] | None = None
     deadline_s: float | None = None
+    place: _Place | None = None
+    """What localisation read, where it has looked already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +103,6 @@ class _Spoken:
     concept: str
     rim: bool
     """A phrase's mask may leave its region by a rim, as the annotator's do; that of an asked region may not."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What localisation reads before anything is decided."""
-
-    tampered_probability: float
-    seg_embed_E: NDArray[np.float32]
-    """The state that drives the mask, should the answer be tampered."""
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -194,7 +196,7 @@ class Analyzer:
         maps_BHW = sigmoid(encoded["artifact_logits"]).reshape(-1, grid, grid)
         wanted = [_Asked(i) for i, policy in enumerate(explain) if policy == "always" or (policy == "auto" and scores_B[i] >= points_B[i].explain_at)]
         queried = {row: query for row, query in enumerate(queries or ()) if query is not None}
-        asked = self._asked(encoded, list(queried), list(queried.values()))
+        asked = self._located(encoded, self._asked(encoded, list(queried), list(queried.values())))
         together = [replace(one, deadline_s=deadlines_s[one.row]) for one in (*wanted, *asked)]
         told = self._tell(encoded, together, "age", points_B)
         texts = self._explanations(encoded, crops_BHWC, together, told)
@@ -278,7 +280,7 @@ class Analyzer:
         self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], rows: Sequence[int], queries: Sequence[AreaQuery]
     ) -> list[AreaAnswer]:
         """Answer one query for each of the rows. Localisation decides; a text that says otherwise, or nothing, gives way to its sentence."""
-        asked = self._asked(encoded, rows, queries)
+        asked = self._located(encoded, self._asked(encoded, rows, queries))
         texts = self._explanations(encoded, crops_BHWC, asked, self._tell(encoded, asked, "age"))
         return self._area_answers(encoded, crops_BHWC, asked, texts)
 
@@ -300,11 +302,20 @@ class Analyzer:
             shown += tampered
         return answers
 
+    def _located(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked]) -> list[_Asked]:
+        """The same questions with what localisation reads of each, on which texts and answers both rest."""
+        return [replace(one, place=place) for one, place in zip(asked, self._places_of(encoded, asked), strict=True)]
+
+    def _places_of(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked]) -> list[_Place]:
+        """What localisation reads of each question, looking only where it has not looked already."""
+        read = iter(self._places(encoded["prefix_embeds"], [one for one in asked if one.place is None]))
+        return [one.place or next(read) for one in asked]
+
     def _locate_areas(
         self, encoded: dict[str, NDArray[Any]], crops_BHWC: NDArray[np.uint8], asked: Sequence[_Asked]
     ) -> tuple[list[Answer], NDArray[np.float32], NDArray[np.float32]]:
         """Localisation of each area, with the masks and confidences of the tampered ones; regions as the manifest says, from one view or two."""
-        places = self._places(encoded["prefix_embeds"], asked)
+        places = self._places_of(encoded, asked)
         probabilities = [place.tampered_probability for place in places]
         regions = [number for number, one in enumerate(asked) if one.concept is not None] if self.manifest.mirrored_regions else []
         mirror, twins = self._mirrored(crops_BHWC, [asked[number] for number in regions]) if regions else ({}, [])
@@ -415,7 +426,7 @@ class Analyzer:
         regions = self.regions(encoded, rows)
         if not regions:
             return [None] * len(asked)
-        located = self._places(encoded["prefix_embeds"], asked)
+        located = self._places_of(encoded, asked)
         marked = [Answer(seg_embeds=[place.seg_embed_E], within=one.box) for one, place in zip(asked, located, strict=True)]
         masks_MHW, _ = self.masks(encoded, rows, marked)
         whole = encoded["type_logits"].argmax(1) == FORGERY_TYPES.index("entire_synthesis")

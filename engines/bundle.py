@@ -35,6 +35,8 @@ from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
 MANIFEST_NAME = "manifest.json"
 MAX_PART_BYTES = 4 << 30
+FACE_BY_FACE: tuple[PartName, ...] = ("encoder", "region_parser")
+"""Parts whose rows are whole faces: on a CPU a batch at once takes more memory and is no faster."""
 MAX_CAPACITY = 1 << 16
 """Slots of the KV cache; memory is taken by what a manifest states."""
 _SEAL_FAULTS = {
@@ -187,7 +189,7 @@ def _open_parts(folder: Path, manifest: Manifest, threads: int) -> dict[PartName
         # A thread has work enough in one face. In int8, sums of two faces together round otherwise than those of one alone (MatMulNBits).
         faces = 1 if manifest.build is not None and manifest.build.precision == "int8" else threads or os.cpu_count() or 1
         return {
-            name: OrtEngine(folder / part.file, part, threads=threads, rows_together=faces if name == "encoder" else None)
+            name: OrtEngine(folder / part.file, part, threads=threads, rows_together=faces if name in FACE_BY_FACE else None)
             for name, part in manifest.parts.items()
         }
     from engines.trt_runtime import TrtEngine, check_build  # what serves on a CPU never asks for a GPU's libraries

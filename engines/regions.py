@@ -13,7 +13,8 @@ from engines import fict
 from engines.naming import mixed_levels, ranked
 
 NUM_ATOMS = len(fict.cells(112))
-NUM_CHANNELS = NUM_ATOMS + len(fict.BOUNDARY_ARCS)
+NUM_ARCS = len(fict.BOUNDARY_ARCS)
+NUM_CHANNELS = NUM_ATOMS + NUM_ARCS
 VISIBLE_SHARE, LEAST_SHARE = 8 / 224**2, 60 / 224**2
 """Of the crop: an atom that takes less is not seen, a concept with less of it masked is not named; the annotator's 8 and 60 px of its 224."""
 RIM = np.float32(0.2)

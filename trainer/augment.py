@@ -5,7 +5,7 @@ A cover (bar, sticker, mosaic) is no forgery: it lies on both members and is nev
 A share of the pairs gets one more refocus on one member only: without it a detector learns "sharp = real".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -128,6 +128,13 @@ class Draw:
             alpha_HW, _half_pixel(to_image), (self.size, self.size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
         )
         return taken if self.cover is None else np.where(self.cover.hidden_HW, np.float32(0), taken)
+
+    def labels(self, label_HW: NDArray[np.uint8], *, size: int, unknown: int) -> NDArray[np.uint8]:
+        """Take labels along to (size, size): same window, nearest pixel, `unknown` beyond the border. Their names are not mirrored with a flip."""
+        to_label = replace(self, size=size).geometry(label_HW.shape)
+        flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        taken = cv2.warpAffine(label_HW, _half_pixel(to_label), (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=unknown)
+        return np.asarray(taken, np.uint8)
 
 
 def _half_pixel(matrix_23: NDArray[np.float64]) -> NDArray[np.float64]:

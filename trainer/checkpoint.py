@@ -83,27 +83,49 @@ class Ema:
 
 def save_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
     """Write everything needed to go on from `step`; a crash leaves the old or the new state, never half of one."""
-    state = optimizer.state_dict()["state"]
-    moments = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-    contents = {name: _whole(tensors) for name, tensors in (("model", _tensors(model)), ("ema", ema.shadow), ("optimizer", moments))}
+    contents = {name: _whole(tensors) for name, tensors in (("model", _tensors(model)), ("ema", ema.shadow), ("optimizer", moments_of(optimizer)))}
     if PartialState().is_main_process:
-        _write_training(folder, contents, step, config)
+        write_state(folder, contents, {"config": config.to_json(), "progress": {"step": step}})
     PartialState().wait_for_everyone()
 
 
-def _write_training(folder: Path, contents: Mapping[str, dict[str, Tensor]], step: int, config: TrainConfig) -> None:
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer as tensors by name, "parameter.moment"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """The inverse of `moments_of`, each moment on the device of its parameter and cut as it is cut."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in saved.items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = _like(parameters[int(index)], tensor) if tensor.ndim else tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write_state(folder: Path, tensors: Mapping[str, dict[str, Tensor]], notes: Mapping[str, Any]) -> None:
+    """Write files of tensors and of JSON by their names; a crash leaves the old or the new folder, never half of one (`find_state`)."""
     fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for name, tensors in contents.items():
-        save_file(tensors, fresh / f"{name}.safetensors")
-    (fresh / "config.json").write_text(json.dumps(config.to_json(), indent=1))
-    (fresh / "progress.json").write_text(json.dumps({"step": step}))
+    for name, content in tensors.items():
+        save_file(content, fresh / f"{name}.safetensors")
+    for name, note in notes.items():
+        (fresh / f"{name}.json").write_text(json.dumps(note, indent=1))
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find_state(folder: Path) -> bool:
+    """Whether there is something to go on from; where a crash came between the two renames of `write_state`, the old folder."""
+    if not folder.exists() and _sibling(folder, "old").exists():
+        _sibling(folder, "old").rename(folder)
+    return (folder / "progress.json").exists()
 
 
 def _sibling(folder: Path, suffix: str) -> Path:
@@ -112,22 +134,16 @@ def _sibling(folder: Path, suffix: str) -> Path:
 
 def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Load what `save_training` wrote; return the step to go on from, 0 when there is nothing."""
-    if PartialState().is_main_process and not folder.exists() and _sibling(folder, "old").exists():
-        _sibling(folder, "old").rename(folder)  # the crash came between two renames
+    if PartialState().is_main_process:
+        find_state(folder)
     PartialState().wait_for_everyone()
-    progress = folder / "progress.json"
-    if not progress.exists():
+    if not find_state(folder):
         return 0
     _load(model, folder)
     averages = load_file(folder / "ema.safetensors")
     ema.shadow = {name: _like(own, averages[name]) for name, own in ema.shadow.items()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = _like(parameters[int(index)], tensor) if tensor.ndim else tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    step: int = json.loads(progress.read_text())["step"]
+    load_moments(optimizer, load_file(folder / "optimizer.safetensors"))
+    step: int = json.loads((folder / "progress.json").read_text())["step"]
     return step
 
 

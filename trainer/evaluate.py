@@ -137,9 +137,10 @@ def beside(
     rows = {"engine": _main_figures(tables)}
     constant = baselines.Constant.of(samples)
     for name, system in (("constant", constant), ("residual heuristic", baselines.residual_heuristic), ("oracle", baselines.oracle)):
-        rows[name] = _main_figures(score(samples, list(system(asked)), intervals=False, text=False))
-    if text:
-        rows["constant"] |= _word_figures(samples, list(constant(asked)))
+        predictions = list(system(asked))
+        rows[name] = _main_figures(score(samples, predictions, intervals=False, text=False))
+        if text and system is constant:
+            rows[name] |= _word_figures(samples, predictions)
     for name, path in (others or {}).items():
         if name in rows:
             raise ValueError(f"{name!r} names a row of the table already; give {path} another name")

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
 from engines.bundle import Bundle
-from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Label, OperatingPoint
+from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Label, OperatingPoint, TensorSpec
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
 from engines.regions import NUM_CHANNELS, channels
 from trainer.model import FiFaMLLM
-from trainer.parts import CAPACITY, DecoderPart, cache_names
+from trainer.parts import CAPACITY, DecoderPart, TorchEngine, cache_names
 
 Crops = Callable[[int], NDArray[np.uint8]]
 PARITY = 1e-4
@@ -405,45 +406,51 @@ def test_the_mask_of_a_box_ends_a_cell_beyond_it_in_every_corner(analyzer: Analy
     assert (masks_MHW[0][inside] > 0).all() and not masks_MHW[0][~inside].any()
 
 
-class ToyParser:
-    """Halves: the left of every crop is the subject's right eye, the rest background; counts the crops it is shown."""
+class Halves(nn.Module):
+    """A region parser: the left of every crop is one atom, the rest another; counts the crops it is shown."""
+
+    def __init__(self, size: int, left: str = "right_iris", right: str = "background") -> None:
+        super().__init__()
+        self.shown = 0
+        shares = torch.zeros(NUM_CHANNELS, size, size)
+        shares[channels(left), :, : size // 2] = 1
+        shares[channels(right), :, size // 2 :] = 1
+        self.register_buffer("shares", shares)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.shown += len(image)
+        return self.shares.expand(len(image), -1, -1, -1).clone()  # type: ignore[operator]
+
+
+def part(module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> TorchEngine:
+    """A module as a part of a bundle."""
+    specs = [tuple(TensorSpec(name=name, dtype="float32", shape=("batch",)) for name in names) for names in (inputs, outputs)]
+    return TorchEngine(module, specs[0], specs[1])
+
+
+def with_parser(bundle: Bundle, *atoms: str) -> tuple[Bundle, Halves]:
+    parser = Halves(bundle.manifest.preprocess.mask_size, *atoms)
+    return replace(bundle, engines={**bundle.engines, "region_parser": part(parser, ["image"], ["regions"])}), parser
+
+
+class Everything(nn.Module):
+    """A mask decoder that marks all of the crop."""
 
     def __init__(self, size: int) -> None:
-        self.inputs, self.outputs, self.shown, self._size = (), (), 0, size
+        super().__init__()
+        self.size = size
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self.shown += len(feeds["image"])
-        regions = np.zeros((len(feeds["image"]), NUM_CHANNELS, self._size, self._size), np.float32)
-        regions[:, channels("right_iris"), :, : self._size // 2] = 1
-        regions[:, channels("background"), :, self._size // 2 :] = 1
-        return {"regions": regions}
-
-    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        raise NotImplementedError
+    def forward(self, image_embeds: torch.Tensor, artifact_logits: torch.Tensor, seg_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((len(seg_embeds), self.size, self.size), 9.0), torch.zeros(len(seg_embeds))
 
 
-def with_parser(bundle: Bundle) -> tuple[Bundle, ToyParser]:
-    parser = ToyParser(bundle.manifest.preprocess.mask_size)
-    return replace(bundle, engines={**bundle.engines, "region_parser": parser}), parser
-
-
-class Marked:
-    """A mask decoder that marks everything."""
-
-    def __init__(self, size: int) -> None:
-        self.inputs, self.outputs, self._size = (), (), size
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        count = len(feeds["seg_embeds"])
-        return {"mask_logits": np.full((count, self._size, self._size), 9.0, np.float32), "iou_logit": np.zeros(count, np.float32)}
-
-    def bind(self, state: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        raise NotImplementedError
+def marking_everything(bundle: Bundle) -> Bundle:
+    marker = part(Everything(bundle.manifest.preprocess.mask_size), ["image_embeds", "artifact_logits", "seg_embeds"], ["mask_logits", "iou_logit"])
+    return replace(bundle, engines={**bundle.engines, "mask_decoder": marker})
 
 
 def test_a_mask_stays_on_the_region_of_its_phrase_where_that_is_seen(reference: Bundle, crops: Crops) -> None:
-    bundle, _ = with_parser(reference)
-    bundle = replace(bundle, engines={**bundle.engines, "mask_decoder": Marked(bundle.manifest.preprocess.mask_size)})
+    bundle = marking_everything(with_parser(reference)[0])
     analyzer, embed = Analyzer(bundle), np.zeros(bundle.manifest.decoder.width, np.float32)
     ids = bundle.vocabulary.tokenizer.encode("The <p> right iris </p> [SEG] and the <p> nose </p> [SEG] are soft.").ids
     eye_HW, nose_HW = analyzer.masks(analyzer.encode(crops(1)), [0], [Answer(ids, [embed, embed])])[0]
@@ -453,8 +460,7 @@ def test_a_mask_stays_on_the_region_of_its_phrase_where_that_is_seen(reference: 
 
 
 def test_an_explanation_names_what_localisation_marks_whatever_the_decoder_wants(reference: Bundle, crops: Crops) -> None:
-    seeing, _ = with_parser(reference)
-    seeing = replace(seeing, engines={**seeing.engines, "mask_decoder": Marked(seeing.manifest.preprocess.mask_size)})
+    seeing = marking_everything(with_parser(reference)[0])
     said = " ".join(["The <p> nose </p> [SEG] is soft."] * 3)
     for bundle, places in ((reference, ["nose"] * 3), (seeing, ["right_eyeball", "background"])):
         analyzer, _, _ = scripted(bundle, [said])
@@ -466,11 +472,7 @@ def test_an_explanation_names_what_localisation_marks_whatever_the_decoder_wants
 
 def test_a_place_that_has_no_phrase_of_its_own_is_left_to_the_decoder(reference: Bundle, crops: Crops) -> None:
     """`hair` and its only sub-part share their words; an answer that may name nothing would break off at its first phrase."""
-    size = reference.manifest.preprocess.mask_size
-    parser = ToyParser(size)
-    seeing = replace(reference, engines={**reference.engines, "region_parser": parser, "mask_decoder": Marked(size)})
-    parser.run = lambda feeds: {"regions": shares_of("hair_top", len(feeds["image"]), size)}  # type: ignore[method-assign]
-    analyzer = Analyzer(seeing)
+    analyzer = Analyzer(marking_everything(with_parser(reference, "hair_top", "hair_top")[0]))
     encoded = analyzer.encode(crops(1))
     for concept in ("hair_all", "hair", "hair_top", None):
         (places,) = analyzer._places_to_name(encoded, [analyzer._in_words(0, concept)])
@@ -478,14 +480,8 @@ def test_a_place_that_has_no_phrase_of_its_own_is_left_to_the_decoder(reference:
         assert places != ()
 
 
-def shares_of(atom: str, count: int, size: int) -> NDArray[np.float32]:
-    shares = np.zeros((count, NUM_CHANNELS, size, size), np.float32)
-    shares[:, channels(atom)] = 1
-    return shares
-
-
 def test_an_asked_region_is_marked_inside_it_alone_and_a_box_as_before(reference: Bundle, crops: Crops) -> None:
-    reference = replace(reference, engines={**reference.engines, "mask_decoder": Marked(reference.manifest.preprocess.mask_size)})
+    reference = marking_everything(reference)
     bundle, _ = with_parser(reference)
     grounded, free = Analyzer(bundle), Analyzer(reference)
     half = bundle.manifest.preprocess.mask_size // 2
@@ -511,6 +507,14 @@ def test_a_face_is_parsed_once_and_only_when_a_place_is_spoken_of(reference: Bun
     analyzer.regions(encoded, [1, 3, 1])
     assert parser.shown == 2
     assert set(analyzer.regions(encoded, [3, 2])) == {2, 3} and parser.shown == 3
+
+
+def test_an_area_is_looked_at_once_for_its_text_and_its_answer(reference: Bundle, crops: Crops) -> None:
+    analyzer = Analyzer(with_parser(reference)[0])
+    looked, look = list[int](), analyzer._places
+    analyzer._places = lambda prefix, asked: looked.append(len(asked)) or look(prefix, asked)  # type: ignore[func-returns-value, method-assign]
+    analyzer.analyze(crops(2), explain=["never"] * 2, queries=["nose", (0.0, 0.0, 28.0, 28.0)])
+    assert sum(looked) == 3  # the region in the mirror image too
 
 
 def test_a_box_between_the_centres_of_cells_still_has_one() -> None:

@@ -4,14 +4,15 @@ A folder holds `crops.npy` (N, 224, 224, 3), `atoms.npy` and `arcs.npy` (N, 224,
 face is a function of (seed, step).
 """
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 
 from engines import fict
 from engines.preprocess import to_model_input
+from engines.regions import NUM_ARCS, NUM_ATOMS, channels
 from trainer import augment
 from trainer.annotator.annotate import process_annotator
 from trainer.faces import Face, ImageHWC, fit
@@ -43,13 +45,18 @@ class RegionMap(NamedTuple):
     arc_HW: NDArray[np.uint8]
     """Index into `fict.BOUNDARY_ARCS`; one more is none."""
 
+    def region(self, concept: str) -> NDArray[np.bool_]:
+        """(224, 224) the region of a concept."""
+        wanted = channels(concept)
+        return np.isin(self.arc_HW, wanted - NUM_ATOMS) if wanted[0] >= NUM_ATOMS else np.isin(self.atom_HW, wanted)
+
 
 def region_map(crop_HWC: ImageHWC) -> RegionMap | None:
     """Map an (H, W, 3) uint8 RGB crop; None where no mesh is found."""
     found = process_annotator().regions(crop_HWC)
     if found is None:
         return None
-    arc_HW = np.where(found.arc_HW < 0, len(fict.BOUNDARY_ARCS), found.arc_HW)
+    arc_HW = np.where(found.arc_HW < 0, NUM_ARCS, found.arc_HW)
     return RegionMap(found.atom_HW.astype(np.uint8), arc_HW.astype(np.uint8))
 
 
@@ -67,10 +74,16 @@ def chosen(faces: Sequence[Face], seed: int = 0) -> list[Face]:
 
 
 def write_labels(faces: Sequence[Face], out: Path, *, workers: int = 1) -> int:
-    """Map faces and write the folder, unless it is whole already; faces without a mesh are left out. Returns how many stand there."""
-    note = out / "labels.json"
+    """Map faces and write the folder, unless it is whole already; faces without a mesh are left out. Returns how many stand there.
+
+    Raises ValueError for a folder that was made of other faces.
+    """
+    note, names = out / "labels.json", hashlib.sha256("\n".join(f"{face.dataset}/{face.name}" for face in faces).encode()).hexdigest()
     if note.is_file():
-        return int(json.loads(note.read_text())["faces"])
+        made = json.loads(note.read_text())
+        if made["names_sha256"] != names:
+            raise ValueError(f"{out} holds maps of other faces than these {len(faces)}; remove it, or give another --run")
+        return int(made["faces"])
     out.mkdir(parents=True, exist_ok=True)
     shapes = {"crops": (SIDE, SIDE, 3), "atoms": (SIDE, SIDE), "arcs": (SIDE, SIDE)}
     written = {
@@ -85,7 +98,7 @@ def write_labels(faces: Sequence[Face], out: Path, *, workers: int = 1) -> int:
                 count += 1
     for array in written.values():
         array.flush()
-    note.write_text(json.dumps({"faces": count, "without_mesh": len(faces) - count}))
+    note.write_text(json.dumps({"faces": count, "without_mesh": len(faces) - count, "names_sha256": names}))
     return count
 
 
@@ -130,19 +143,10 @@ class RegionBatches(Dataset[RegionBatch]):
         center = (0.5 + float(rng.uniform(-slack, slack)), 0.5 + float(rng.uniform(-slack, slack)))
         draw = replace(draw, zoom=zoom, center_xy=center, angle_deg=float(rng.uniform(-ANGLE_DEG, ANGLE_DEG)))
         image = draw.image(np.asarray(self._crops[number]))
-        atom, arc = (_taken(draw, np.asarray(of[number])) for of in (self._atoms, self._arcs))
+        atom, arc = (draw.labels(np.asarray(of[number]), size=SIDE // 2, unknown=UNKNOWN) for of in (self._atoms, self._arcs))
         if draw.flip:
             atom, arc = mirrored_atoms()[atom], mirrored_arcs()[arc]
         return image, atom, arc
-
-
-def _taken(draw: augment.Draw, label_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Labels through the geometry of a draw, at half the crop's side."""
-    to_label = replace(draw, size=SIDE // 2).geometry((SIDE, SIDE))
-    to_label[:, 2] += to_label[:, :2] @ np.array([0.5, 0.5]) - 0.5  # OpenCV puts pixel centres on integers
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    taken = cv2.warpAffine(label_HW, to_label, (SIDE // 2, SIDE // 2), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=UNKNOWN)
-    return np.asarray(taken, np.uint8)
 
 
 def _mirrored(names: Sequence[str]) -> NDArray[np.uint8]:
@@ -152,11 +156,13 @@ def _mirrored(names: Sequence[str]) -> NDArray[np.uint8]:
     return table
 
 
+@cache
 def mirrored_atoms() -> NDArray[np.uint8]:
     """Of `RegionMap.atom_HW`."""
     return _mirrored(fict.cells(112))
 
 
+@cache
 def mirrored_arcs() -> NDArray[np.uint8]:
     """Of `RegionMap.arc_HW`."""
     return _mirrored(fict.BOUNDARY_ARCS)

@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines import fict
+from engines.regions import NUM_ATOMS, NUM_CHANNELS
 
-NUM_ATOMS = len(fict.cells(112))
-NUM_ARCS = len(fict.BOUNDARY_ARCS)
 WIDTHS = 24, 48, 96, 144, 160
 """Channels at 1/2, 1/4, ... 1/32 of the crop's side."""
 EXPANSION = 3
@@ -34,10 +32,10 @@ class RegionParser(nn.Module):
         self.levels = nn.ModuleList([_Residual(WIDTHS[1]), _Residual(WIDTHS[2]), _wide(WIDTHS[3], 2), _wide(WIDTHS[4], 3)])
         self.laterals = nn.ModuleList(nn.Conv2d(before, after, 1, bias=False) for after, before in pairwise(WIDTHS[1:]))
         self.ups = nn.ModuleList([_Residual(WIDTHS[1]), _Residual(WIDTHS[2]), _wide(WIDTHS[3], 1)])
-        self.head = nn.Sequential(_convolution(WIDTHS[1], 2 * WIDTHS[1]), nn.Conv2d(2 * WIDTHS[1], NUM_ATOMS + NUM_ARCS + 1, 1))
+        self.head = nn.Sequential(_convolution(WIDTHS[1], 2 * WIDTHS[1]), nn.Conv2d(2 * WIDTHS[1], NUM_CHANNELS + 1, 1))
 
     def logits(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 121, H/4, W/4): the atoms, the arcs, no arc. Reads ImageNet-normalised float32 crops whose side is a multiple of 32."""
+        """(B, 121, H/4, W/4): the atoms, the arcs, no arc. Reads ImageNet-normalised float32 crops."""
         x, skipped = self.stem(image_BCHW), []
         for down, level in zip(self.downs, self.levels, strict=True):
             x = level(down(x))
@@ -50,7 +48,13 @@ class RegionParser(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 120, G, G) float32 in [0, 1]: what each atom of `fict.cells(112)` takes of a cell, together all, then what each arc takes."""
         fine = F.interpolate(self.logits(image_BCHW), size=(2 * self.grid, 2 * self.grid), mode="bilinear", align_corners=False)
-        return F.avg_pool2d(torch.cat([fine[:, :NUM_ATOMS].softmax(1), fine[:, NUM_ATOMS:].softmax(1)[:, :-1]], 1), 2)
+        return F.avg_pool2d(torch.cat([_shares(fine[:, :NUM_ATOMS]), _shares(fine[:, NUM_ATOMS:])[:, :-1]], 1), 2)
+
+
+def _shares(logits_BCHW: Tensor) -> Tensor:
+    """Softmax over channels, spelled out: along an axis that is not the last, ONNX Runtime's takes longer than all else of the graph."""
+    powers = (logits_BCHW - logits_BCHW.amax(1, keepdim=True)).exp()
+    return powers / powers.sum(1, keepdim=True)
 
 
 def every_second(coarse_BCHW: Tensor, phase: tuple[int, int]) -> Tensor:

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 
 from engines import fict
 from engines.preprocess import to_model_input
-from engines.regions import channels
+from engines.regions import NUM_ARCS, NUM_ATOMS, channels
+from trainer.checkpoint import find_state, load_moments, moments_of, write_state
 from trainer.faces import Face, fit
 from trainer.region_parser.labels import UNKNOWN, RegionBatch, RegionBatches, region_map
-from trainer.region_parser.model import NUM_ARCS, NUM_ATOMS, RegionParser, every_second
+from trainer.region_parser.model import RegionParser, every_second
 from trainer.samples import SIDE
 
 COUNTED = 16
@@ -34,7 +35,7 @@ LEVELS = "part", "sub_part", "atom", "overlay"
 class ParserConfig:
     """One run, saved beside its weights."""
 
-    steps: int = 1200
+    steps: int = 2200
     batch: int = 16
     lr: float = 2.5e-3
     weight_decay: float = 0.02
@@ -127,7 +128,7 @@ def region_iou(model: RegionParser, faces: Sequence[Face]) -> dict[str, float]:
         for concept in fict.concepts().values():
             if concept.level not in by_level:
                 continue
-            true_HW, found_HW = truth_of(truth, concept.id), shares_AHW[channels(concept.id)].sum(0) >= 0.5
+            true_HW, found_HW = truth.region(concept.id), shares_AHW[channels(concept.id)].sum(0) >= 0.5
             if int(true_HW.sum()) < 60:
                 continue
             by_level[concept.level].append(float((true_HW & found_HW).sum() / (true_HW | found_HW).sum()))
@@ -135,15 +136,6 @@ def region_iou(model: RegionParser, faces: Sequence[Face]) -> dict[str, float]:
                 away.append(float(np.linalg.norm(np.argwhere(true_HW).mean(0) - np.argwhere(found_HW).mean(0))))
     figures = {**by_level, "error_px": away}
     return {name: round(float(np.mean(values)), 4) for name, values in figures.items() if values}
-
-
-def truth_of(truth: tuple[NDArray[np.uint8], NDArray[np.uint8]], concept: str) -> NDArray[np.bool_]:
-    """The (224, 224) region of a concept on a mapped face."""
-    atom_HW, arc_HW = truth
-    wanted = channels(concept)
-    if wanted[0] >= NUM_ATOMS:
-        return np.isin(arc_HW, wanted - NUM_ATOMS)
-    return np.isin(atom_HW, wanted)
 
 
 def _weights(path: Path, classes: int) -> Tensor:
@@ -166,25 +158,15 @@ def _average(average: dict[str, Tensor], model: RegionParser, decay: float) -> N
 
 
 def _save(folder: Path, model: RegionParser, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
-    fresh = folder.with_suffix(".new")
-    fresh.mkdir(parents=True, exist_ok=True)
-    moments = {f"{index}.{key}": value for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
-    for name, tensors in (("model", model.state_dict()), ("average", average), ("optimizer", moments)):
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, fresh / f"{name}.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"step": step}))
-    folder.mkdir(exist_ok=True)
-    for file in sorted(fresh.iterdir(), key=lambda file: file.name == "progress.json"):
-        file.replace(folder / file.name)
+    tensors = {"model": model.state_dict(), "average": average, "optimizer": moments_of(optimizer)}
+    plain = {name: {key: tensor.contiguous() for key, tensor in content.items()} for name, content in tensors.items()}
+    write_state(folder, plain, {"progress": {"step": step}})
 
 
 def _resume(folder: Path, model: RegionParser, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    if not (folder / "progress.json").is_file():
+    if not find_state(folder):
         return 0
     model.load_state_dict(load_file(folder / "model.safetensors"))
     average.update(load_file(folder / "average.safetensors"))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_moments(optimizer, load_file(folder / "optimizer.safetensors"))
     return int(json.loads((folder / "progress.json").read_text())["step"])

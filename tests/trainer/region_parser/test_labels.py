@@ -94,3 +94,9 @@ def test_only_training_faces_are_chosen_and_large_sets_not_whole(monkeypatch: py
     assert {one.part for one in taken} == {"train"}
     assert sum(one.dataset == "dfdc" for one in taken) == 4 and sum(one.dataset == "london" for one in taken) == 6
     assert [one.name for one in chosen(faces)] == [one.name for one in taken]
+
+
+def test_maps_of_other_faces_are_not_taken_for_these(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps({"faces": 3, "without_mesh": 0, "names_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="other faces than these 1; remove it"):
+        labels.write_labels([face("a", "dfdc", "train")], tmp_path)

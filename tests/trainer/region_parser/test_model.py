@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engines.regions import NUM_CHANNELS
+from engines.regions import NUM_ATOMS, NUM_CHANNELS
 from trainer.bundle import write_region_parser
-from trainer.region_parser.model import NUM_ATOMS, RegionParser, every_second
+from trainer.region_parser.model import RegionParser, every_second
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from engines.regions import NUM_CHANNELS
 from trainer.region_parser import train
 from trainer.region_parser.labels import RegionMap
 from trainer.region_parser.model import RegionParser
-from trainer.region_parser.train import ParserConfig, class_weights, load_parser, region_iou, train_parser, truth_of
+from trainer.region_parser.train import ParserConfig, class_weights, load_parser, region_iou, train_parser
 from trainer.samples import SIDE
 
 CONFIG = ParserConfig(steps=4, batch=2, warmup_steps=1, save_every=2)
@@ -103,10 +103,10 @@ def test_a_perfect_parser_is_measured_as_one_and_a_blind_one_is_not(monkeypatch:
 
 def test_truth_is_the_union_of_atoms_or_of_arcs() -> None:
     rng = np.random.default_rng(1)
-    truth = rng.integers(0, 112, (SIDE, SIDE)).astype(np.uint8), rng.integers(0, 9, (SIDE, SIDE)).astype(np.uint8)
+    truth = RegionMap(rng.integers(0, 112, (SIDE, SIDE)).astype(np.uint8), rng.integers(0, 9, (SIDE, SIDE)).astype(np.uint8))
     names = fict.cells(112)
-    np.testing.assert_array_equal(truth_of(truth, "nose"), np.isin(truth[0], [names.index(a) for a in fict.concepts()["nose"].atoms]))
-    np.testing.assert_array_equal(truth_of(truth, "face_boundary"), truth[1] < 8)
+    np.testing.assert_array_equal(truth.region("nose"), np.isin(truth.atom_HW, [names.index(a) for a in fict.concepts()["nose"].atoms]))
+    np.testing.assert_array_equal(truth.region("face_boundary"), truth.arc_HW < 8)
 
 
 def test_weights_load_at_any_grid(folder: Path, tmp_path: Path) -> None:
