@@ -339,7 +339,7 @@ def train(
 def regions(
     data: DataOption,
     run: RunOption,
-    steps: Annotated[int | None, typer.Option(help="Steps, other than the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, other than the recipe's.")] = None,
     into: Annotated[Path | None, typer.Option("--into", help="Sealed bundle that gets the finished parser; all else of it stays.")] = None,
     bundle_version: Annotated[str | None, typer.Option("--bundle-version", help="What the bundle is then; as before when not given.")] = None,
     workers: WorkersOption = 1,
@@ -348,11 +348,16 @@ def regions(
     """Train the region parser, which tells where FICT lies on a face, and put it into a bundle. Resumes; more steps go on from fewer."""
     from dataclasses import replace
 
+    from engines.bundle import read_manifest
     from trainer.calibrate import of_part
     from trainer.pipeline import add_region_parser
     from trainer.region_parser.labels import chosen, write_labels
     from trainer.region_parser.train import ParserConfig, finished_steps, train_parser
 
+    if into is not None:
+        read_manifest(into)  # before an hour of training
+    elif bundle_version is not None:
+        raise typer.BadParameter("no bundle is written that could have a version; give --into", param_hint="--bundle-version")
     _set_threads(threads)
     config = ParserConfig() if steps is None else replace(ParserConfig(), steps=steps)
     if finished_steps(run) < config.steps:
@@ -419,10 +424,15 @@ def export(
     from trainer.acceptance_pack import acceptance_pack, checkpoint_of
     from trainer.config import small
     from trainer.pipeline import add_region_parser, export_bundle
+    from trainer.region_parser.train import load_parser
     from trainer.warm_start import recovered_model
 
     if not bundle and acceptance is None:
         raise typer.BadParameter("without a bundle nothing is left to write; give --acceptance", param_hint="--no-bundle")
+    if not bundle and parser is not None:
+        raise typer.BadParameter("no bundle is written that could take it; leave it or --no-bundle out", param_hint="--regions")
+    if parser is not None:
+        load_parser(parser)  # before minutes of exporting
     if bundle and run is None:
         raise typer.BadParameter("a bundle is exported from a run; give its folder", param_hint="--run")
     _set_threads(threads)
