@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -20,6 +21,23 @@ from trainer.config import TrainConfig
 from trainer.model import SEG_ADAPTER, FiFaMLLM, add_adapters
 
 HEAD, EMBEDDINGS = "language.lm_head.weight", "language.model.embed_tokens.weight"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file. Raises ValueError for one that is torn or no such file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds no tensors ({error}); copy it again, or remove it and run again what writes it") from None
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """A JSON file of a run. Raises ValueError for one that is torn or no JSON."""
+    try:
+        note: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy it again, or remove its folder and run again what writes it") from None
+    return note
 
 
 def _is_tied(model: FiFaMLLM) -> bool:
@@ -49,7 +67,7 @@ def _like(own: Tensor, saved: Tensor) -> Tensor:
 
 def _load(model: FiFaMLLM, folder: Path) -> None:
     """The inverse of writing `_tensors`: every tensor but a tied one must be there."""
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     if not model.adapters and any(f".{SEG_ADAPTER}." in name for name in tensors):
         add_adapters(model, "separate", train_base=True)
     own = model.state_dict()
@@ -140,10 +158,10 @@ def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch
     if not find_state(folder):
         return 0
     _load(model, folder)
-    averages = load_file(folder / "ema.safetensors")
+    averages = read_tensors(folder / "ema.safetensors")
     ema.shadow = {name: _like(own, averages[name]) for name, own in ema.shadow.items()}
-    load_moments(optimizer, load_file(folder / "optimizer.safetensors"))
-    step: int = json.loads((folder / "progress.json").read_text())["step"]
+    load_moments(optimizer, read_tensors(folder / "optimizer.safetensors"))
+    step: int = read_note(folder / "progress.json")["step"]
     return step
 
 
@@ -162,7 +180,7 @@ def load_model(folder: Path) -> tuple[FiFaMLLM, TrainConfig]:
     """Load a finished model for evaluation or export. Raises FileNotFoundError where there is none."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model; finish its stage first with: fifa-train train --run {folder.parent}")
-    config = TrainConfig.from_json(json.loads((folder / "config.json").read_text()))
+    config = TrainConfig.from_json(read_note(folder / "config.json"))
     model = FiFaMLLM(config.model)
     _load(model, folder)
     return model.eval(), config

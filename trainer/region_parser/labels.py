@@ -26,6 +26,7 @@ from engines.preprocess import to_model_input
 from engines.regions import NUM_ARCS, NUM_ATOMS, channels
 from trainer import augment
 from trainer.annotator.annotate import process_annotator
+from trainer.checkpoint import read_note
 from trainer.faces import Face, ImageHWC, fit
 from trainer.samples import SIDE
 
@@ -76,11 +77,11 @@ def chosen(faces: Sequence[Face], seed: int = 0) -> list[Face]:
 def write_labels(faces: Sequence[Face], out: Path, *, workers: int = 1) -> int:
     """Map faces and write the folder, unless it is whole already; faces without a mesh are left out. Returns how many stand there.
 
-    Raises ValueError for a folder that was made of other faces.
+    Raises ValueError for a folder that was made of other faces, and for one whose note is torn.
     """
     note, names = out / "labels.json", hashlib.sha256("\n".join(f"{face.dataset}/{face.name}" for face in faces).encode()).hexdigest()
     if note.is_file():
-        made = json.loads(note.read_text())
+        made = read_note(note)
         if made["names_sha256"] != names:
             raise ValueError(f"{out} holds maps of other faces than these {len(faces)}; remove it, or give another --run")
         return int(made["faces"])
@@ -121,7 +122,7 @@ class RegionBatches(Dataset[RegionBatch]):
     """Step -> batch."""
 
     def __init__(self, folder: Path, *, batch: int, steps: int, seed: int) -> None:
-        self._count = int(json.loads((folder / "labels.json").read_text())["faces"])
+        self._count = int(read_note(folder / "labels.json")["faces"])
         self._crops, self._atoms, self._arcs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("crops", "atoms", "arcs"))
         self._batch, self._steps, self._seed = batch, steps, seed
 

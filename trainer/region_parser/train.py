@@ -13,14 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from engines import fict
 from engines.preprocess import to_model_input
 from engines.regions import NUM_ARCS, NUM_ATOMS, channels
-from trainer.checkpoint import find_state, load_moments, moments_of, write_state
+from trainer.checkpoint import find_state, load_moments, moments_of, read_note, read_tensors, write_state
 from trainer.faces import Face, fit
 from trainer.region_parser.labels import UNKNOWN, RegionBatch, RegionBatches, region_map
 from trainer.region_parser.model import RegionParser, every_second
@@ -99,16 +99,16 @@ def train_parser(labels: Path, run: Path, config: ParserConfig, select: Sequence
 def finished_steps(run: Path) -> int:
     """How many steps a finished run took; 0 for one that is not finished."""
     facts = run / "parser" / "facts.json"
-    return int(json.loads(facts.read_text())["config"]["steps"]) if facts.is_file() else 0
+    return int(read_note(facts)["config"]["steps"]) if facts.is_file() else 0
 
 
 def load_parser(run: Path, *, grid: int = 64) -> RegionParser:
-    """The finished parser of a run. Raises FileNotFoundError where there is none."""
+    """The finished parser of a run. Raises FileNotFoundError where there is none, ValueError for a torn one."""
     path = run / "parser" / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; train it with: fifa-train regions --run {run}")
     model = RegionParser(grid)
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(read_tensors(path))
     return model.eval()
 
 
@@ -166,7 +166,7 @@ def _save(folder: Path, model: RegionParser, average: dict[str, Tensor], optimiz
 def _resume(folder: Path, model: RegionParser, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     if not find_state(folder):
         return 0
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    average.update(load_file(folder / "average.safetensors"))
-    load_moments(optimizer, load_file(folder / "optimizer.safetensors"))
-    return int(json.loads((folder / "progress.json").read_text())["step"])
+    model.load_state_dict(read_tensors(folder / "model.safetensors"))
+    average.update(read_tensors(folder / "average.safetensors"))
+    load_moments(optimizer, read_tensors(folder / "optimizer.safetensors"))
+    return int(read_note(folder / "progress.json")["step"])

@@ -100,3 +100,9 @@ def test_maps_of_other_faces_are_not_taken_for_these(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps({"faces": 3, "without_mesh": 0, "names_sha256": "0" * 64}))
     with pytest.raises(ValueError, match="other faces than these 1; remove it"):
         labels.write_labels([face("a", "dfdc", "train")], tmp_path)
+
+
+def test_a_torn_note_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('{"fac')
+    with pytest.raises(ValueError, match=r"labels.json is no JSON .*; copy it again"):
+        labels.write_labels([face("a", "dfdc", "train")], tmp_path)

@@ -14,7 +14,7 @@ from engines.regions import NUM_CHANNELS
 from trainer.region_parser import train
 from trainer.region_parser.labels import RegionMap
 from trainer.region_parser.model import RegionParser
-from trainer.region_parser.train import ParserConfig, class_weights, load_parser, region_iou, train_parser
+from trainer.region_parser.train import ParserConfig, class_weights, finished_steps, load_parser, region_iou, train_parser
 from trainer.samples import SIDE
 
 CONFIG = ParserConfig(steps=4, batch=2, warmup_steps=1, save_every=2)
@@ -66,6 +66,16 @@ def test_a_few_steps_lower_the_loss(folder: Path, tmp_path: Path) -> None:
 def test_an_unfinished_run_has_no_parser(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="fifa-train regions"):
         load_parser(tmp_path)
+
+
+def test_a_torn_parser_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "parser").mkdir()
+    (tmp_path / "parser" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"model.safetensors holds no tensors .*; copy it again"):
+        load_parser(tmp_path)
+    (tmp_path / "parser" / "facts.json").write_text('{"x')
+    with pytest.raises(ValueError, match=r"facts.json is no JSON .*; copy it again"):
+        finished_steps(tmp_path)
 
 
 def test_rare_regions_weigh_more_within_bounds() -> None:
