@@ -72,6 +72,9 @@ from fifa_stream.runner import Done, Outcome, Result, Work, serve
 from fifa_stream.shedding import Shed, shed_verdict
 from fifa_stream.telemetry import configure_logging
 
+_IDLE_POLL_S = 0.001
+"""A poll that found nothing waits this long at most: a loop that never waits would keep the other threads from the interpreter lock."""
+
 
 class FakeClock:
     """Seconds that pass only when told."""
@@ -214,6 +217,8 @@ class MemoryConsumer:
                     polled += records
         if not polled and self._clock is not None:
             self._clock.advance(timeout_s)
+        elif not polled:
+            time.sleep(min(timeout_s, _IDLE_POLL_S))
         return polled
 
     def pause(self) -> None:
