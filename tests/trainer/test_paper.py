@@ -41,6 +41,7 @@ from trainer.paper import (
     Paper,
     build,
     load_paper,
+    matmul_flops_per_s,
     open_tokenizer,
     paper,
     parameter_counts,
@@ -98,6 +99,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> MakeFolders:
 
     def make(name: str) -> tuple[Path, Path]:
         if not (root / name).exists():
+            torch.manual_seed(3)
             tokenizer = toy_tokenizer(name.partition("_")[0])
             toy_language(name, len(tokenizer)).save_pretrained(root / name)
             tokenizer.save_pretrained(root / name)
@@ -107,8 +109,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> MakeFolders:
 
 
 def built(folders: MakeFolders, name: str, routing: Routing = "shared", *, own_mask_encoder: bool = False) -> Paper:
-    torch.manual_seed(4)
     encoder, language = folders(name)
+    torch.manual_seed(4)  # after what the first caller alone draws
     config = paper(encoder, language, routing=routing, own_mask_encoder=own_mask_encoder)
     # Small in everything that the folders do not decide, and in float32: equality shall mean equality.
     small_heads = replace(config.model, query_width=16, query_heads=2, mask_width=32, box_cells=2)
@@ -627,4 +629,4 @@ def test_a_step_is_measured() -> None:
     twice_the_text = 2 * 2 * (258 + 16) * sum(p.numel() for name, p in model.language.model.layers.named_parameters() if ".lora_" not in name)
     assert report.flops_per_step > 2 * twice_the_text  # two passes forward, and at least one of each back
     assert report.peak_memory_bytes > 2**20 and 0 < report.trained_parameters < report.parameters
-    assert step_report(model, config, steps=1, faces=1, questions=1, tokens=4).peak_flops_per_s > 0
+    assert matmul_flops_per_s(torch.device("cpu")) > 0
