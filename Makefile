@@ -4,6 +4,7 @@ VENV ?= .venv
 VENV_DEV ?= .venv-dev
 VENV_PEERS ?= .venv-peers
 PIP_INSTALL = -m pip --disable-pip-version-check install --quiet
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 UV_VERSION = 0.13.9
 
 .PHONY: demo test lint check bench faults soak fuzz overhead schemas locks lock-tensorrt capacity image sbom chart
@@ -12,8 +13,9 @@ UV_VERSION = 0.13.9
 demo: $(VENV)/.installed
 	$(VENV)/bin/fifa-stream demo --out demo-out
 
+# A process a core, up to four, each with one thread: what they compute is small, and threads of two processes would wait for each other.
 test: $(VENV_DEV)/.installed
-	$(VENV_DEV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV_DEV)/bin/python -m pytest $(PARALLEL)
 
 lint: $(VENV_DEV)/.installed
 	$(VENV_DEV)/bin/ruff check .
