@@ -382,8 +382,8 @@ def main() -> int:
         return 0 if serve(load(), ToyProcessor, clients=clients) is Outcome.DRAINED else 75
     home = os.environ.get("KAFKA_HOME")
     if home is None:
-        print("skipped: needs Apache Kafka; set KAFKA_HOME")
-        return 0
+        print("nothing was measured: it needs Apache Kafka; set KAFKA_HOME to its folder", file=sys.stderr)
+        return 2
     tallies = {}
     with tempfile.TemporaryDirectory() as folder, ApacheKafka(Path(home), Path(folder)) as broker:
         for guarantee in options.guarantee or GUARANTEES:

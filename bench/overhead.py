@@ -194,8 +194,8 @@ def main() -> int:
         os._exit(0)
     home = os.environ.get("KAFKA_HOME")
     if home is None:
-        print("skipped: needs Apache Kafka; set KAFKA_HOME")
-        return 0
+        print("nothing was measured: it needs Apache Kafka; set KAFKA_HOME to its folder", file=sys.stderr)
+        return 2
     no_peers = why_no_peers(options.peers)
     loops = [loop for loop in LOOPS if no_peers is None or loop not in PEERS]
     walls: dict[str, list[float]] = {loop: [] for loop in loops}

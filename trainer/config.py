@@ -76,6 +76,10 @@ class VisionConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.998
     label_smoothing: float = 0.01
+    patch_weight: float = 1.0
+    """Of the artifact map's loss, beside a weight of 1 for detection."""
+    type_weight: float = 0.3
+    """Of the forgery type's loss."""
     keep_patches: float = 0.5
     """Fraction of patches that a training step sees (PatchDropout, arXiv:2208.07220): 2.3x faster and a regulariser."""
     full_from: float = 0.93
@@ -183,6 +187,12 @@ def small_averaged() -> TrainConfig:
     return replace(continued, name="small_averaged", language=language)
 
 
+def plain_classifier() -> TrainConfig:
+    """The first stage of `small` without masks and types, step for step on the same batches: the baseline that explaining is held against."""
+    base = small()
+    return replace(base, name="plain_classifier", vision=replace(base.vision, patch_weight=0.0, type_weight=0.0))
+
+
 def tiny() -> TrainConfig:
     """A stand-in with random weights for tests: the same parts at a few thousand parameters."""
     return TrainConfig(
@@ -206,4 +216,4 @@ def tiny() -> TrainConfig:
     )
 
 
-RECIPES = {"small": small, "small_continued": small_continued, "small_averaged": small_averaged, "tiny": tiny}
+RECIPES = {"small": small, "small_continued": small_continued, "small_averaged": small_averaged, "plain_classifier": plain_classifier, "tiny": tiny}

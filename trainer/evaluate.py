@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from engines.analyzer import Analyzer
 from trainer.annotator.annotate import load_annotations, process_annotator
@@ -124,6 +125,20 @@ def score_file(bench: Path, predictions: Path, *, system: str = "ours", masks: P
     if system == "ours":
         return score(samples, read_predictions(predictions), text=text)
     return score(samples, ADAPTERS[system](samples, predictions, *([masks] if masks else [])), text=text)
+
+
+def detections(bench: Path, faces: Iterable[Face], score_faces: Callable[[list[Face]], NDArray[np.float32]]) -> Iterator[Prediction]:
+    """What a classifier that is no engine answers to the `det` samples of a bench: `score_faces` gives (N,) raw logits, higher meaning fake.
+
+    Raises ValueError where a face of the bench is not among `faces`.
+    """
+    asked = [sample for _, of_face in read_shards(bench) for sample in of_face if sample.task == "det"]
+    by_name = {(face.dataset, face.name): face for face in faces}
+    if lacking := [f"{sample.dataset}/{sample.name}" for sample in asked if (sample.dataset, sample.name) not in by_name]:
+        raise ValueError(f"{len(lacking)} faces of {bench} are not in the data, {lacking[0]} first; give the data that the bench was made of")
+    scores_N = expit(np.float64(score_faces([by_name[sample.dataset, sample.name] for sample in asked])))
+    for sample, fake_score in zip(asked, scores_N, strict=True):
+        yield Prediction(id=sample.id, fake_score=float(fake_score))
 
 
 def beside(

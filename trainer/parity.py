@@ -22,10 +22,12 @@ def parity_table(served: Analyzer, reference: Analyzer, faces: Sequence[Face]) -
         differences += np.abs(scores[0] - scores[1]).tolist()
         rows, whole = range(len(crops)), [None] * len(crops)
         answers = [analyzer.ask(e, rows, "age", whole) for analyzer, e in zip((served, reference), encoded, strict=True)]
-        masks = [analyzer.masks(e, rows, a)[0] for analyzer, e, a in zip((served, reference), encoded, answers, strict=True)]
-        agree += [a.ids == b.ids for a, b in zip(*answers, strict=True)]
-        if all(agree[-len(crops) :]):
-            ious += [mask_iou(resized_mask(a), resized_mask(b)) for a, b in zip(*masks, strict=True)]
+        agree += (same := [ours.ids == theirs.ids for ours, theirs in zip(*answers, strict=True)])
+        alike = [row for row in rows if same[row]]  # other words have other masks
+        masks = [
+            analyzer.masks(e, alike, [said[row] for row in alike])[0] for analyzer, e, said in zip((served, reference), encoded, answers, strict=True)
+        ]
+        ious += [mask_iou(resized_mask(ours), resized_mask(theirs)) for ours, theirs in zip(*masks, strict=True)]
     return {
         "faces": float(len(faces)), "max_score_difference": float(max(differences)), "min_mask_iou": float(min(ious, default=1.0)),
         "masks": float(len(ious)), "same_tokens": float(np.mean(agree)),

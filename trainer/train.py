@@ -28,7 +28,7 @@ from engines.prompts import Vocabulary
 from trainer import losses
 from trainer.backbones import block_of, load_backbone
 from trainer.checkpoint import Ema, resume_training, save_model, save_training
-from trainer.config import LanguageConfig, Precision, TrainConfig
+from trainer.config import LanguageConfig, Precision, TrainConfig, VisionConfig
 from trainer.data import PairedBatch, PairedBatches
 from trainer.faces import Face, fit
 from trainer.language_data import Features, InstructedFace, LanguageBatch, LanguageBatches, encode_views
@@ -110,9 +110,9 @@ class VisionLosses(NamedTuple):
     patch: Tensor
     type: Tensor
 
-    def total(self) -> Tensor:
+    def total(self, config: VisionConfig) -> Tensor:
         """What is descended."""
-        return self.det + self.patch + 0.3 * self.type
+        return self.det + config.patch_weight * self.patch + config.type_weight * self.type
 
 
 class VisionStep(nn.Module):
@@ -202,7 +202,7 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
             for number, piece in enumerate(pieces):
                 with accelerator.no_sync(held) if number + 1 < len(pieces) else nullcontext():
                     found_N = torch.stack(held(piece, keep_K)) * shares_AN[number]
-                    (accelerator.num_processes * VisionLosses(*found_N).total()).backward()  # gradients are averaged over the processes
+                    (accelerator.num_processes * VisionLosses(*found_N).total(vision)).backward()  # gradients are averaged over the processes
                 told_N += found_N.detach()
             norm = torch.nn.utils.clip_grad_norm_(model.encoder.parameters(), vision.clip_norm)
             optimizer.step()

@@ -26,7 +26,6 @@ from trainer.ablate import (
     train_language_variant,
     vision_base,
     vision_grid,
-    vision_loss,
 )
 from trainer.ablation_evaluation import ancestor, evaluate_language, evaluated_faces, trained_faces
 from trainer.ablation_table import BASE, Variant, markdown
@@ -36,7 +35,7 @@ from trainer.instruct import Recipe, Subject
 from trainer.language_data import LanguageBatches, encode_views, vocabulary_of
 from trainer.model import FiFaMLLM
 from trainer.shards import write_instructions
-from trainer.train import language_losses
+from trainer.train import VisionStep, language_losses
 
 LANGUAGE = language_base(tiny(), steps=2)
 VISION = vision_base(tiny(), steps=2, pairs={"dfdc": 1, "stargan": 1, "stylegan2": 1, "diffusion": 1})
@@ -269,8 +268,9 @@ def test_auxiliary_tasks_that_are_off_leave_no_gradient(faces: list[Face]) -> No
         torch.manual_seed(0)
         model = FiFaMLLM(variants[name].config.model)
         moved = batch._replace(patch_target_BHW=(batch.patch_target_BHW - patches).abs())
-        vision_loss(variants[name], model, moved, None).backward()
-        types = any(parameter.grad is not None for parameter in model.encoder.cls_head.parameters())
+        config = variants[name].config
+        VisionStep(model.encoder, config)(moved, None).total(config.vision).backward()
+        types = any(parameter.grad is not None and parameter.grad.any() for parameter in model.encoder.cls_head.parameters())
         return types, [parameter.grad for parameter in model.encoder.parameters() if parameter.grad is not None]
 
     for name, has_masks, has_types in (("base", True, True), ("no masks", False, True), ("no masks, no types", False, False)):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from trainer import cli, shards
-from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, judged_faces, leads, other_row, read_scores, score_file
+from trainer.evaluate import baseline_row, bench_faces, beside, build_bench, detections, judged_faces, leads, other_row, read_scores, score_file
 from trainer.faces import Face
 from trainer.fifa_bench import baselines
 from trainer.fifa_bench import score as score_module
 from trainer.fifa_bench.predict import predict_to_file
 from trainer.fifa_bench.score import score
 from trainer.fifa_bench.text import CorpusScores
+from trainer.samples import write_jsonl
 from trainer.shards import read_manifest
 
 
@@ -93,6 +94,18 @@ def test_a_file_that_cannot_be_read_is_named(bench: Path, tmp_path: Path, option
 def scores(dev: list[Face]) -> dict[str, float]:
     """Raw scores of a plain classifier on the dev faces: right, but for one fake that it ranks last."""
     return {f"{face.dataset}/{face.name}": -1e6 if face.name == "0f.png" else 40.0 * face.is_fake for face in dev}
+
+
+def test_a_classifier_that_is_no_engine_answers_det_alone(bench: Path, dev: list[Face], tmp_path: Path) -> None:
+    def logits(faces: list[Face]) -> np.ndarray:
+        return np.array([-9.0 if face.name == "0f.png" else 9.0 * face.is_fake for face in faces], np.float32)
+
+    assert write_jsonl(tmp_path / "plain.jsonl", detections(bench, dev, logits)) == 8
+    tables = score_file(bench, tmp_path / "plain.jsonl", text=False)
+    assert tables["detection"]["dfdc"]["auc"] == 0.75 and tables["coverage"]["det/image"]["answered"] == 8
+    assert other_row([sample for _, of_face in bench_faces(bench) for sample in of_face], tmp_path / "plain.jsonl")["auc_dfdc"] == 0.75
+    with pytest.raises(ValueError, match=r"2 faces of .* are not in the data, dfdc/[0-9a-z.]+ first"):
+        list(detections(bench, dev[2:], logits))
 
 
 def test_a_plain_classifier_has_a_row_of_its_ranking_alone(bench: Path, scores: dict[str, float], tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_step_computes_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> 
     for keep_K in (None, torch.tensor([0, 3, 5], device=meta)):
         found = VisionStep(model.encoder, config)(batch, keep_K)
         assert {loss.device for loss in found} == {meta} and VisionStep.counts(batch).device == meta
-        found.total().backward()
+        found.total(config.vision).backward()
     vocabulary, views = toy_vocabulary(), np.arange(4)
     widths = (grid**2, config.model.encoder_width), (grid**2,), (2, config.model.query_width), (grid**2, 8)
     features = Features(*(torch.zeros(4, *width, dtype=torch.half) for width in widths), face_N=views)
