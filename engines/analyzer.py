@@ -1,7 +1,8 @@
 """The composition: face crops in, analyses out. Scores every face; explains only those that cross the explain threshold.
 
-Score path: one run of the encoder for the whole batch. Explain path: all texts of the batch through one decode loop, then one run of the mask decoder
-for all their [SEG] states. Scoring never waits for text.
+Score path: one run of the encoder for the whole batch; scoring never waits for text. Explain path: what localisation marks is measured and worded
+(`engines.wording`), and one run of the decoder over those words gives their [SEG] states. Where the manifest leaves the words to the decoder, or
+nothing is marked, texts go through one decode loop. Then one run of the mask decoder for all [SEG] states.
 A face may be asked about one region or box: what is asked stands in the prompt, as FICT's words or as the `<bbox>` embedding of the box encoder.
 Where the manifest says so, a region is located in the crop's mirror image too, and the two answers are averaged.
 """
@@ -11,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from engines import fict
+from engines import wording as measured_words
 from engines.bundle import Bundle
 from engines.contracts import (
     APPEARANCE_SIZE,
@@ -34,21 +36,23 @@ from engines.contracts import (
     Manifest,
     OperatingPoint,
     QueryLevel,
+    Wording,
 )
 from engines.decode import SLOTS, DecodeLoop, End, Question
 from engines.drafts import Drafts
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
-from engines.regions import NUM_CHANNELS, FaceRegions
+from engines.regions import NUM_CHANNELS, FaceRegions, Regions
+from engines.wording import MOST_PLACES, Marked
 
 ExplainPolicy = Literal["auto", "always", "never"]
 REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
 APPEARANCE_CELLS = 4
 """A side of the coarse grid that an appearance sees of a face."""
 APPEARANCE_SEED = 20531
-MOST_PLACES = 4
-"""That an explanation names: as many as the annotator's."""
+MOST_NAMED = 6
+"""Places that are measured for an explanation, of which it names `MOST_PLACES`: as many as the annotator's."""
 
 
 @dataclass(slots=True)
@@ -105,6 +109,23 @@ class _Spoken:
     """A phrase's mask may leave its region by a rim, as the annotator's do; that of an asked region may not."""
 
 
+class _Words(NamedTuple):
+    """What is said of places, in tokens."""
+
+    ids: list[int]
+    places: tuple[int, ...]
+    """Which of the places each phrase is about."""
+
+
+class _Draft(NamedTuple):
+    """Words for what localisation marks."""
+
+    one: _Asked
+    found: Regions
+    places: list[Marked]
+    words: _Words
+
+
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logistic function without overflow."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
@@ -136,10 +157,12 @@ class Analyzer:
         slots: int = SLOTS,
         drafts: Drafts | None = None,
         appearance: bool = False,
+        wording: Wording | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`operating_point` names one of the manifest's, for faces that `analyze` is given none for; None takes its default. `slots` answers are
         decoded together, with `drafts` as in `DecodeLoop`. `appearance` fills that of every analysis: where nobody follows people, none is computed.
+        `wording` is the manifest's where it is None; "decoded" shows what the parts themselves write, which a build is held against.
 
         Raises BundleError (unsupported).
         """
@@ -149,6 +172,7 @@ class Analyzer:
         self._slots, self._drafts, self._clock_s = slots, drafts, clock_s
         self._tries: dict[str | None, PhraseTrie] = {}
         self._has_appearance = appearance
+        self._is_measured = (wording or self.manifest.wording) == "measured" and "region_parser" in bundle.engines
         self._projection_FA: NDArray[np.float32] | None = None
 
     @cached_property
@@ -351,6 +375,10 @@ class Analyzer:
         answers = [Answer(list(clean)) for _ in asked]
         points_B = points_B or [self.operating_point] * len(scores_B)
         doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= points_B[one.row].real_below]
+        if self._is_measured and task != "loc" and "regions" in encoded:
+            for number in sorted(set(range(len(asked))) - set(doubted)):
+                row = asked[number].row
+                answers[number].ids = self._told_clean(encoded, asked[number], self.regions(encoded, [row])[row].drawn(self._side)) or list(clean)
         for number, answer in zip(doubted, self._decode(encoded, [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers
@@ -403,6 +431,13 @@ class Analyzer:
         """Answer one question for each of `asked`, in their order."""
         if task == "loc":
             return self._locate(encoded["prefix_embeds"], asked)
+        told = self._worded(encoded, asked, task) if self._is_measured and "regions" in encoded else {}
+        left = [number for number in range(len(asked)) if number not in told]
+        told |= zip(left, self._written(encoded, [asked[number] for number in left], task), strict=True)
+        return [told[number] for number in range(len(asked))]
+
+    def _written(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task) -> list[Answer]:
+        """What the decoder itself writes."""
         spec = self.manifest.decoder
         places = self._places_to_name(encoded, asked) if task == "age" else [None] * len(asked)
 
@@ -436,6 +471,79 @@ class Analyzer:
             left_to_decoder = one.level == "image" and whole[one.row]
             found.append(() if left_to_decoder else tuple(place for place in places if place in self._trie(one.concept).phrases))
         return [places or None for places in found]
+
+    def _worded(self, encoded: dict[str, NDArray[Any]], asked: Sequence[_Asked], task: Task) -> dict[int, Answer]:
+        """Answers, by number, in measured words; where nothing can be said so the number is missing.
+
+        Places are measured twice: under the mask of localisation, which makes a draft, and under the masks that the draft's phrases get. What is
+        told is what the second finds: the words and the evidence beside them are about the same pixels.
+        """
+        rows, located, told, drafts = [one.row for one in asked], self._places_of(encoded, asked), dict[int, Answer](), dict[int, _Draft]()
+        found = {row: face.drawn(self._side) for row, face in self.regions(encoded, rows).items()}
+        marked = [Answer(seg_embeds=[place.seg_embed_E], within=one.box) for one, place in zip(asked, located, strict=True)]
+        for number, (one, place, mask_HW) in enumerate(zip(asked, located, self.masks(encoded, rows, marked)[0], strict=True)):
+            if one.deadline_s is not None and self._clock_s() >= one.deadline_s:
+                told[number] = Answer(within=one.box, end=End.LATE)
+            elif one.level == "image" or place.tampered_probability >= 0.5:
+                places = self._marked(encoded, one, found[one.row], mask_HW)
+                if words := self._said(encoded, one, found[one.row], places, task):
+                    drafts[number] = _Draft(one, found[one.row], places, words)
+            elif ids := self._told_clean(encoded, one, found[one.row]):
+                told[number] = Answer(ids, within=one.box)
+        if task == "toe":
+            return told | {number: Answer(draft.words.ids, within=draft.one.box) for number, draft in drafts.items()}
+        return told | dict(zip(drafts, self._grounded(encoded, list(drafts.values()), task), strict=True))
+
+    def _grounded(self, encoded: dict[str, NDArray[Any]], drafts: Sequence[_Draft], task: Task) -> list[Answer]:
+        """The [SEG] states of drafts, and the words for what is measured under the masks that they drive."""
+        answers = [Answer(draft.words.ids, within=draft.one.box) for draft in drafts]
+        self._fill_seg_embeds(encoded["prefix_embeds"], [draft.one for draft in drafts], answers, task)
+        masks = iter(self.masks(encoded, [draft.one.row for draft in drafts], answers)[0])
+        for number, (draft, answer) in enumerate(zip(drafts, answers, strict=True)):
+            concepts = [draft.places[place].concept for place in draft.words.places]
+            shown = [Marked(concept, _at_crop_size(next(masks), self._side)) for concept in concepts]
+            if words := self._said(encoded, draft.one, draft.found, shown, task):
+                answers[number] = Answer(words.ids, [answer.seg_embeds[place] for place in words.places], within=draft.one.box)
+        return answers
+
+    def _marked(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, mask_HW: NDArray[np.float32]) -> list[Marked]:
+        """Which places the mask of localisation marks; of a face that was synthesised as a whole, those that look least like a photograph."""
+        crop_HWC = encoded["crops"][one.row]
+        if one.level == "image" and self._type(encoded, one.row) == "entire_synthesis":
+            return measured_words.farthest_parts(crop_HWC, found)
+        names = self.regions(encoded, [one.row])[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_NAMED)
+        return measured_words.within_regions(names, _at_crop_size(mask_HW, self._side), found)
+
+    def _said(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, places: Sequence[Marked], task: Task) -> _Words | None:
+        """What departs at places, in as many sentences as fit; None where nothing is left to say."""
+        spec, taken = self.manifest.decoder, len(self._inputs(encoded["prefix_embeds"], one, task))
+        for most in range(MOST_PLACES, 0, -1):
+            said = measured_words.worded(
+                encoded["crops"][one.row], found, places, forgery_type=self._type(encoded, one.row), level=one.level, asked=one.concept, most=most
+            )
+            if said is None:
+                return None
+            ids = self._bundle.vocabulary.tokenizer.encode(parse_markup(said.markup)[0] if task == "toe" else said.markup).ids
+            if len(ids) <= min(spec.max_new_tokens, spec.capacity - taken):
+                return _Words(ids, said.places)
+        return None
+
+    def _told_clean(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions) -> list[int]:
+        """What a face or an area that is called untouched is told; empty where too little of it is seen."""
+        crop_HWC, area_HW = encoded["crops"][one.row], None
+        if one.box is not None:
+            area_HW = box_cells(one.box, self._side, 1.0)
+        elif one.concept is not None:
+            area_HW = found.mask(one.concept)
+        markup = measured_words.clean(crop_HWC, found, level=one.level, asked=one.concept, area_HW=area_HW)
+        return [] if markup is None else list(self._bundle.vocabulary.tokenizer.encode(markup).ids)
+
+    @property
+    def _side(self) -> int:
+        return self.manifest.preprocess.image_size
+
+    def _type(self, encoded: dict[str, NDArray[Any]], row: int) -> str:
+        return FORGERY_TYPES[int(encoded["type_logits"][row].argmax())]
 
     def _locate(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked]) -> list[Answer]:
         """Answers of localisation to each of `asked`."""
@@ -478,17 +586,24 @@ class Analyzer:
         answers = [Answer(vocabulary.tokenizer.encode(markup).ids) for markup in markups]
         if not answers:
             return []
-        inputs = [self._inputs(prefix_embeds_BPE, _Asked(row), task, behind=answer.ids) for row, answer in enumerate(answers)]
-        if (longest := max(len(inputs_SE) for inputs_SE in inputs)) > capacity:
-            told = max(len(answer.ids) for answer in answers)
-            raise ValueError(
-                f"an answer of {told} tokens does not fit: the cache has {capacity} slots, the question takes {longest - told}; shorten it"
-            )
-        hidden_BSE = self._loop.read(inputs)["hidden"]
-        for answer, inputs_SE, hidden_SE in zip(answers, inputs, hidden_BSE, strict=True):
-            begins = len(inputs_SE) - len(answer.ids)
-            answer.seg_embeds = [hidden_SE[begins + at].copy() for at, token in enumerate(answer.ids) if token == vocabulary.ids[SEG]]
+        asked = [_Asked(row) for row in range(len(answers))]
+        taken = max(len(self._inputs(prefix_embeds_BPE, one, task)) for one in asked)
+        told = max(len(answer.ids) for answer in answers)
+        if taken + told > capacity:
+            raise ValueError(f"an answer of {told} tokens does not fit: the cache has {capacity} slots, the question takes {taken}; shorten it")
+        self._fill_seg_embeds(prefix_embeds_BPE, asked, answers, task)
         return answers
+
+    def _fill_seg_embeds(self, prefix_embeds_BPE: NDArray[np.float32], asked: Sequence[_Asked], answers: Sequence[Answer], task: Task) -> None:
+        """Give answers the [SEG] states that they have behind their questions, a few rows at a time."""
+        seg = self._bundle.vocabulary.ids[SEG]
+        for first in range(0, len(answers), self._slots):
+            together = answers[first : first + self._slots]
+            behind = zip(asked[first : first + self._slots], together, strict=True)
+            inputs = [self._inputs(prefix_embeds_BPE, one, task, behind=answer.ids) for one, answer in behind]
+            for answer, inputs_SE, hidden_SE in zip(together, inputs, self._loop.read(inputs)["hidden"], strict=True):
+                begins = len(inputs_SE) - len(answer.ids)
+                answer.seg_embeds = [hidden_SE[begins + at].copy() for at, token in enumerate(answer.ids) if token == seg]
 
     def _inputs(self, prefix_embeds_BPE: NDArray[np.float32], one: _Asked, task: Task, behind: Sequence[int] = ()) -> NDArray[np.float32]:
         """(S, E) the face, the prompt and what stands `behind` it."""

@@ -167,7 +167,7 @@ def _in_precision(
 def _accepted(bundle: Bundle, pack: AcceptancePack, precision: Precision, told: Told) -> dict[str, float]:
     """What the pack says of a bundle that can be run here. Raises AcceptanceRefused."""
     told(f"acceptance: {len(pack.judged_NHWC)} faces")
-    found = compare(Analyzer(bundle), pack)
+    found = compare(Analyzer(bundle, wording="decoded"), pack)
     if failed := judge(found, precision):
         raise AcceptanceRefused(precision, found, failed)
     return found

@@ -37,7 +37,7 @@ class ParityRow:
 
 def check_bundle(folder: Path, acceptance: Path | None, *, threads: int = 0) -> ParityRow:
     """Verify and load a bundle, and compare it with the pack where one is given. Raises EngineError."""
-    analyzer = Analyzer(open_bundle(folder, threads=threads))
+    analyzer = Analyzer(open_bundle(folder, threads=threads), wording="decoded")
     build_spec = analyzer.manifest.build
     precision: Precision = "fp32" if build_spec is None else build_spec.precision
     if acceptance is None:
@@ -72,7 +72,7 @@ def _built(
             manifest = build(folder, out, BuildRequest(backend, precision, acceptance=acceptance if judges or precision == "int8" else None))
             if judges and manifest.build is not None:
                 return ParityRow(backend, precision, manifest.build.acceptance or {})
-            return _row(Analyzer(open_bundle(out, threads=threads)), pack, precision)
+            return _row(Analyzer(open_bundle(out, threads=threads), wording="decoded"), pack, precision)
         except AcceptanceRefused as refused:
             return ParityRow(backend, precision, refused.figures, refused.failed)
         except EngineError as error:

@@ -25,10 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 FORGERY_TYPES = ("identity_swap", "expression_swap", "attribute_manipulation", "entire_synthesis")
 """The four families, in the order of every type vector."""
 
-MANIFEST_SCHEMA = "1.4"
+MANIFEST_SCHEMA = "1.5"
 """1.1 adds `query_levels` and the part `box_encoder`; bundles of 1.0 are read as ones that answer for whole faces only. 1.2 adds `build`: how and
 for what the parts were compiled; bundles before it are ONNX as exported. 1.3 adds `mirrored_regions`; bundles before it locate in the crop alone. 1.4
-adds the part `region_parser` and `region_mask_cut`; bundles before it name places and draw masks as their decoders will."""
+adds the part `region_parser` and `region_mask_cut`; bundles before it name places and draw masks as their decoders will. 1.5 adds `wording`; bundles
+before it say what their decoders write."""
+
+Wording = Literal["decoded", "measured"]
 
 APPEARANCE_SIZE = 32
 """Bytes of `Analysis.appearance`."""
@@ -357,7 +360,7 @@ class PreprocessSpec(_Closed):
 class Manifest(_Closed):
     """All that is known of a bundle; read and checked before any other file is opened."""
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4"] = "1.4"
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"] = "1.5"
     name: str
     version: str
     precision: Literal["fp32", "fp16", "bf16"]
@@ -376,6 +379,8 @@ class Manifest(_Closed):
     region_mask_cut: float = Field(default=0.5, gt=0, lt=1)
     """With a `region_parser`: from that probability on a cell of a phrase's mask, or of an asked region's, is marked within its region. What is shown
     is shifted so that the cut lies at 0.5, as everywhere."""
+    wording: Wording = "decoded"
+    """Whose words an explanation has: those that the decoder writes, or, with a `region_parser`, the grammar's for what is measured on the crop."""
     calibration: Calibration
     operating_points: dict[str, OperatingPoint]
     default_operating_point: str

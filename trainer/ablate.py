@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
 from engines.fict import Depth
 from engines.prompts import Vocabulary
@@ -24,7 +24,7 @@ from trainer.ablation_table import BASE, Runs, Table, Variant
 from trainer.backbones import load_backbone
 from trainer.checkpoint import Ema
 from trainer.config import TrainConfig
-from trainer.data import PairedBatch, PairedBatches
+from trainer.data import PairedBatches
 from trainer.faces import Face
 from trainer.language_data import Features, InstructedFace, LanguageBatches, encode_views, vocabulary_of
 from trainer.model import FiFaMLLM, add_adapters

@@ -47,7 +47,7 @@ def acceptance_pack(faces: Sequence[Face], bundle: Bundle, model: FiFaMLLM, out:
     calibration = evenly(of_part(faces, CALIBRATION_PART), NUM_CALIBRATION)
     size = manifest.preprocess.image_size
     judged_NHWC = _crops(judged, size)
-    reference = Analyzer(reference_bundle(bundle, model, rounded=manifest.precision == "fp16"))
+    reference = Analyzer(reference_bundle(bundle, model, rounded=manifest.precision == "fp16"), wording="decoded")
     counts = Counter((face.dataset, face.is_fake) for face in judged)
     return write_pack(
         out,

@@ -54,8 +54,7 @@ Where `lead` is below 0 in the table *lead over the constant*, one answer for ev
   places; a family added teaches that family.
 - DFDC names no method: its fakes train the sum of identity swap and expression swap, so the split between the two rests on our own
   manipulations.
-- Explanations learned the annotator's grammar: they say what the annotator would have measured, and they can name a place that was not touched
-  (hallucination above). What they score under shuffled labels needs no look at the face: only the difference is sight.
+- {wording}
 - Error rates by group are measured where our sets say anything (table above): few people; age and ancestry are not labelled in our data.
 """
 
@@ -66,22 +65,35 @@ REGIONS = {
 """By the manifest's `mirrored_regions`."""
 
 
-def write_card(folder: Path, tables: Mapping[str, Any], *, mirrored_regions: bool | None = None) -> Manifest:
+WORDINGS = {
+    "decoded": """Explanations learned the annotator's grammar: they say what the annotator would have measured, and they can name a place that was
+  not touched (hallucination above). What they score under shuffled labels needs no look at the face: only the difference is sight.""",
+    "measured": """Explanations say what is measured on the crop, at the places that localisation marks, in the annotator's grammar: a number is a
+  measurement against the surroundings or against what real faces show. That a place departs does not prove that a manipulation made it so, and a
+  place can be named that was not touched (hallucination above). Where nothing is marked on a face that is called fake, the decoder writes, and its
+  numbers are guesses.""",
+}
+"""By the manifest's `wording`."""
+
+
+def write_card(folder: Path, tables: Mapping[str, Any], *, mirrored_regions: bool | None = None, wording: str | None = None) -> Manifest:
     """Write `MODEL_CARD.md` and the manifest's `metrics` from measured tables, and seal the bundle again.
 
-    `mirrored_regions` is how regions were asked about when that was measured; None leaves what the manifest says.
+    `mirrored_regions` and `wording` are how the engine answered when that was measured; None leaves what the manifest says.
     """
     manifest = read_manifest(folder)
     body = json.loads(manifest.model_dump_json())
-    if mirrored_regions is not None:
-        body |= {"schema_version": MANIFEST_SCHEMA, "mirrored_regions": mirrored_regions}
+    measured_with = {name: value for name, value in (("mirrored_regions", mirrored_regions), ("wording", wording)) if value is not None}
+    if measured_with:
+        body |= {"schema_version": MANIFEST_SCHEMA, **measured_with}
     tables = dict(tables) | _kept_parity(manifest, tables)
     points = "\n".join(f"| {name} | {p.fake_at:.4g} | {p.real_below:.4g} | {p.fpr_target} |" for name, p in manifest.operating_points.items())
     (folder / "MODEL_CARD.md").write_text(
         CARD.format(
             name=manifest.name, version=manifest.version, precision=manifest.precision, min_px=32,
             calibration_method=manifest.calibration.method.capitalize(), scale=manifest.calibration.scale, bias=manifest.calibration.bias,
-            fitted_on=manifest.calibration.fitted_on, points=points, regions=REGIONS[body["mirrored_regions"]], tables=_shown(tables),
+            fitted_on=manifest.calibration.fitted_on, points=points, regions=REGIONS[body["mirrored_regions"]], wording=WORDINGS[body["wording"]],
+            tables=_shown(tables),
         )
     )  # fmt: skip
     body["metrics"] = flatten({title: table for title, table in tables.items() if title in IN_MANIFEST or title.startswith(PARITY)})

@@ -474,6 +474,9 @@ def evaluate(
             help="Locate asked regions in the mirror image too, or not, whatever the manifest says; --seal writes it there.",
         ),
     ] = None,
+    wording: Annotated[
+        str | None, typer.Option(help="Whose words explanations have, decoded or measured, whatever the manifest says; --seal writes it there.")
+    ] = None,
     reviews: ReviewsOption = None,
     of: Annotated[str | None, typer.Option("--of", help="Reviews: digest of the engine whose reviews are scored, or how it begins.")] = None,
     frames: FramesOption = None,
@@ -506,7 +509,7 @@ def evaluate(
             raise typer.BadParameter("an engine is measured on faces; give --data (and --annotations)", param_hint="--data")
         tables = _evaluate_engine(
             data, annotations, engine, model, part, bench, out,
-            robustness=robustness, text=text, mirrored=mirrored, workers=workers, threads=threads, baseline=baseline or [],
+            robustness=robustness, text=text, mirrored=mirrored, wording=wording, workers=workers, threads=threads, baseline=baseline or [],
         )  # fmt: skip
     if out is not None:
         write_report(tables, out)
@@ -514,7 +517,7 @@ def evaluate(
         from engines.bundle import bundled_engine
         from trainer.card import write_card
 
-        manifest = write_card(engine or bundled_engine(), tables, mirrored_regions=mirrored)
+        manifest = write_card(engine or bundled_engine(), tables, mirrored_regions=mirrored, wording=wording)
         typer.echo(f"sealed: digest {manifest.digest[:12]}", err=True)
     typer.echo(as_markdown(tables))
 
@@ -611,13 +614,14 @@ def apply_calibration(
 
 def _evaluate_engine(
     data: str, annotations: Path | None, engine: Path | None, model: Path | None, part: str, bench: Path | None, out: Path | None,
-    *, robustness: int, text: bool, mirrored: bool | None, workers: int, threads: int, baseline: list[str],
+    *, robustness: int, text: bool, mirrored: bool | None, wording: str | None, workers: int, threads: int, baseline: list[str],
 ) -> Any:  # fmt: skip
     from dataclasses import replace
     from typing import cast, get_args
 
     from engines.analyzer import Analyzer
     from engines.bundle import bundled_engine, open_bundle
+    from engines.contracts import Wording
     from trainer.calibrate import of_part
     from trainer.evaluate import build_bench, evaluate_engine, robustness_table
     from trainer.faces import Part
@@ -627,6 +631,8 @@ def _evaluate_engine(
 
     if part not in get_args(Part) or part == "train":
         raise typer.BadParameter(f"{part!r} is not a dev part; choose select, calibrate or report", param_hint="--part")
+    if wording is not None and wording not in get_args(Wording):
+        raise typer.BadParameter(f"{wording!r} is no wording; choose from {', '.join(get_args(Wording))}", param_hint="--wording")
     others = {name: Path(file) for name, _, file in (item.partition("=") for item in baseline)}
     for name, path in others.items():
         if not name or not path.is_file():
@@ -642,9 +648,8 @@ def _evaluate_engine(
         raise typer.BadParameter(f"{folder} holds faces of {', '.join(held)}, not of {part} alone; give a folder made of that", param_hint="--bench")
     path = engine or bundled_engine()
     bundle = open_bundle(path, threads=threads)
-    if mirrored is not None:
-        bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"mirrored_regions": mirrored}))
-    analyzer = Analyzer(bundle)
+    chosen = {name: value for name, value in (("mirrored_regions", mirrored), ("wording", wording)) if value is not None}
+    analyzer = Analyzer(replace(bundle, manifest=bundle.manifest.model_copy(update=chosen)))
     tables, _, predicted = evaluate_engine(analyzer, folder, faces, text=text, others=others)
     if model is not None:
         tables |= parity_tables(path, model, of_part(faces, cast(Part, part)), threads=threads)

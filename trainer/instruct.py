@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from engines import fict, prompts
 from engines.prompts import SEG, parse_markup
+from engines.regions import Regions
 from trainer.annotator.annotate import Annotator, AreaAnnotation, decode_mask
 from trainer.annotator.reference_mask import frozen_mask
-from trainer.annotator.regions import Regions
 from trainer.faces import Face, fit
 from trainer.queries import AskedAreas, Query
 from trainer.samples import SIDE, Level, Rle, Sample, TaskKind, TrueMask

@@ -77,7 +77,7 @@ def add_region_parser(bundle: Path, run: Path, *, version: str | None = None) ->
 def parity_tables(engine: Path, checkpoint: Path, faces: Sequence[Face], *, threads: int) -> dict[str, dict[str, dict[str, float]]]:
     """A bundle against its checkpoint: as stored, and what the storing cost."""
     bundle = open_bundle(engine, threads=threads)
-    as_stored, price = _parity(bundle, Analyzer(bundle), checkpoint, faces)
+    as_stored, price = _parity(bundle, Analyzer(bundle, wording="decoded"), checkpoint, faces)
     return {"parity": {"against torch, as stored": as_stored, "against torch, fp32": price}}
 
 
@@ -87,6 +87,6 @@ def _parity(bundle: Bundle, analyzer: Analyzer, checkpoint: Path, faces: Sequenc
     sample = [faces[i] for i in rng.permutation(len(faces))[:PARITY_FACES]]
     found = []
     for rounded in (True, False):
-        reference = Analyzer(reference_bundle(bundle, load_model(checkpoint)[0], rounded=rounded))
+        reference = Analyzer(reference_bundle(bundle, load_model(checkpoint)[0], rounded=rounded), wording="decoded")
         found.append(parity_table(analyzer, reference, sample))
     return found[0], found[1]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.regions import Regions
 from trainer.annotator.annotate import CLEAN_SHARE, TAMPERED_SHARE
-from trainer.annotator.regions import Regions
 from trainer.samples import SIDE
 
 ASKED_LEVELS = ("part", "sub_part", "atom")

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
 from engines.bundle import Bundle
-from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Label, OperatingPoint, TensorSpec
-from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, loc_answer, parse_markup
+from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Explanation, Label, OperatingPoint, TensorSpec
+from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, Task, loc_answer, parse_markup
 from engines.regions import NUM_CHANNELS, channels
+from engines.wording import Marked, worded
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, TorchEngine, cache_names
 
@@ -515,6 +517,71 @@ def test_an_area_is_looked_at_once_for_its_text_and_its_answer(reference: Bundle
     analyzer._places = lambda prefix, asked: looked.append(len(asked)) or look(prefix, asked)  # type: ignore[func-returns-value, method-assign]
     analyzer.analyze(crops(2), explain=["never"] * 2, queries=["nose", (0.0, 0.0, 28.0, 28.0)])
     assert sum(looked) == 3  # the region in the mirror image too
+
+
+def measuring(bundle: Bundle, *atoms: str) -> Bundle:
+    """Two places on each face, all of it marked, room for any text of a tokenizer this small."""
+    seeing = marking_everything(with_parser(bundle, *atoms)[0])
+    decoder = seeing.manifest.decoder.model_copy(update={"capacity": 1024, "max_new_tokens": 600})
+    return replace(seeing, manifest=seeing.manifest.model_copy(update={"wording": "measured", "decoder": decoder}))
+
+
+def test_measured_words_and_the_evidence_beside_them_are_of_the_same_pixels(reference: Bundle, crops: Crops) -> None:
+    analyzer, images = Analyzer(measuring(reference)), crops(3)
+    encoded = analyzer.encode(images)
+    answers = analyzer.ask(encoded, range(3), "age", [None] * 3)
+    explanations = analyzer._explanations(encoded, images, [analyzer._in_words(row, None) for row in range(3)], answers)
+    for row, (answer, explanation) in enumerate(zip(answers, explanations, strict=True)):
+        assert {evidence.concept for evidence in explanation.evidence} <= {"right_eyeball", "background"} and explanation.evidence
+        shown = [Marked(evidence.concept, mask_HW >= 0.5) for evidence, mask_HW in zip(explanation.evidence, shown_at(explanation, 56), strict=True)]
+        found = analyzer.regions(encoded, [row])[row].drawn(56)
+        again = worded(images[row], found, shown, forgery_type=analyzer._type(encoded, row), level="image", asked=None)
+        assert again is not None and parse_markup(again.markup)[0] == explanation.text and not answer.truncated
+
+
+def shown_at(explanation: Explanation, size: int) -> list[np.ndarray]:
+    return [np.asarray(Image.fromarray(e.mask_probability_HW).resize((size, size), Image.Resampling.BILINEAR)) for e in explanation.evidence]
+
+
+@pytest.mark.parametrize("task", ["age", "toe"])
+def test_the_decoder_writes_only_what_cannot_be_measured(reference: Bundle, crops: Crops, task: Task) -> None:
+    wrote = list[int]()
+    for bundle, written in ((measuring(reference), 0), (measuring(reference, "hair_top", "hair_top"), 0), (replace(reference), 2)):
+        analyzer = Analyzer(bundle)
+        write = analyzer._written
+        analyzer._written = lambda e, asked, t, w=write: wrote.append(len(asked)) or w(e, asked, t)  # type: ignore[func-returns-value, method-assign, misc]
+        answers = analyzer.ask(analyzer.encode(crops(2)), range(2), task, [None] * 2)
+        assert wrote.pop() == written
+        assert all(bool(answer.seg_embeds) == (task == "age") for answer in answers) or written
+
+
+def test_measured_words_are_left_to_the_decoder_where_it_is_asked_for(reference: Bundle, crops: Crops) -> None:
+    bundle = measuring(reference)
+    manifest = bundle.manifest.model_copy(update={"wording": "decoded"})
+    analyzers = Analyzer(bundle, wording="decoded"), Analyzer(replace(bundle, manifest=manifest))
+    told = [analyzer.analyze(crops(2), explain=["always"] * 2) for analyzer in analyzers]
+    assert [analysis.explanation.text for analysis in told[0] if analysis.explanation] == [a.explanation.text for a in told[1] if a.explanation]
+
+
+def test_an_answer_too_long_for_its_limit_names_fewer_places(reference: Bundle, crops: Crops) -> None:
+    bundle = measuring(reference)
+    lengths = []
+    for limit in (600, 200, 4):
+        decoder = bundle.manifest.decoder.model_copy(update={"max_new_tokens": limit})
+        analyzer = Analyzer(replace(bundle, manifest=bundle.manifest.model_copy(update={"decoder": decoder})))
+        encoded = analyzer.encode(crops(1))
+        one, found = analyzer._in_words(0, None), analyzer.regions(encoded, [0])[0].drawn(56)
+        words = analyzer._said(encoded, one, found, [Marked(c, found.mask(c)) for c in ("right_iris", "background")], "age")
+        assert words is None or len(words.ids) <= limit
+        lengths.append(0 if words is None else len(words.places))
+    assert lengths[0] == 2 and lengths == sorted(lengths, reverse=True) and lengths[-1] == 0
+
+
+def test_time_that_is_up_costs_a_measured_text(reference: Bundle, crops: Crops) -> None:
+    analyzer = Analyzer(measuring(reference), clock_s=lambda: 5.0)
+    doubted = analyzer.operating_point.model_copy(update={"real_below": 0.0})
+    for analysis in analyzer.analyze(crops(2), explain=["always"] * 2, seconds_left=[-1.0, -1.0], points=[doubted] * 2):
+        assert analysis.explanation is None
 
 
 def test_a_box_between_the_centres_of_cells_still_has_one() -> None:

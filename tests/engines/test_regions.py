@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines import fict
-from engines.regions import NUM_CHANNELS, FaceRegions, channels
+from engines.regions import ARC_TAKEN, NUM_CHANNELS, FaceRegions, channels
 
 CONCEPTS = tuple(fict.concepts())
 
@@ -86,3 +86,27 @@ def test_an_asked_region_is_named_by_what_lies_in_it() -> None:
 def test_what_is_no_concept_has_no_channels() -> None:
     with pytest.raises(KeyError, match="third_eye"):
         channels("third_eye")
+
+
+@given(st.integers(0, 99), st.integers(5, 40))
+def test_each_pixel_goes_to_the_atom_that_interpolates_highest(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (112, 6, 6))  # some atoms rule, as on a face
+    atoms = np.exp(logits) / np.exp(logits).sum(0)
+    face = FaceRegions(np.concatenate([atoms, rng.uniform(0, 1, (8, 6, 6))]).astype(np.float32))
+    at = np.clip((np.arange(size) + 0.5) * 6 / size - 0.5, 0, 5)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(6)))
+    stretched = weights @ face.shares_AHW @ weights.T
+    found, taken = face.drawn(size), np.take_along_axis(stretched[:112], face.drawn(size).atom_HW[None].astype(int), 0)[0]
+    np.testing.assert_allclose(taken, stretched[:112].max(0), atol=1e-5)
+    arcs_HW = stretched[112:].max(0)
+    sure = np.abs(arcs_HW - ARC_TAKEN) > 1e-5
+    np.testing.assert_array_equal((found.arc_HW >= 0)[sure], (arcs_HW >= ARC_TAKEN)[sure])
+
+
+def test_drawn_regions_are_those_that_were_drawn() -> None:
+    found = FACE.drawn(64)
+    for concept in ("right_iris", "left_iris", "nose_tip", "nose"):
+        np.testing.assert_array_equal(found.mask(concept), FACE.of(concept) > 0.5)
+    assert found.visible == {"right_iris", "left_iris", "nose_tip", "background"} and found.arc_HW.max() == -1
+    assert face_of(right_iris=(slice(0, 8), slice(0, 8))).drawn(224).mask("right_iris").sum() == pytest.approx(28**2, abs=1)  # the corner is rounded

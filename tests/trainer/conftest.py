@@ -12,8 +12,8 @@ import pytest
 
 from engines import fict
 from engines.contracts import Label, Mask
+from engines.regions import Regions
 from engines.reviews import Decision, Review, truth_of
-from trainer.annotator.regions import Regions
 from trainer.faces import Face
 
 SIDE = 64
@@ -68,7 +68,7 @@ class GridAnnotator:
 
     def regions(self, face_HWC: np.ndarray) -> Regions:
         atom_HW = np.repeat(np.repeat(np.arange(112, dtype=np.int16).reshape(8, 14), 28, 0), 16, 1)
-        return Regions(atom_HW, np.full((224, 224), -1, np.int8), np.ones((224, 224), bool))
+        return Regions(atom_HW, np.full((224, 224), -1, np.int8))
 
     def area(
         self, real_HWC: np.ndarray | None, fake_HWC: np.ndarray, mask_HW: np.ndarray, found: Regions, *, query: str | None, area_HW: np.ndarray

@@ -35,7 +35,9 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         pytest.param(("train", "--run", "r"), "--data", id="missing-option"),
         pytest.param(("train", "--data", "d", "--run", "r", "--steps", "many"), "--steps", id="not-a-number"),
         pytest.param(
-            ("train", "--data", "d", "--run", "r", "--recipe", "large"), "choose from small, small_continued, small_averaged, plain_classifier, tiny", id="recipe"
+            ("train", "--data", "d", "--run", "r", "--recipe", "large"),
+            "choose from small, small_continued, small_averaged, plain_classifier, tiny",
+            id="recipe",
         ),
         pytest.param(("train", "--data", "d", "--run", "r", "--stage", "third"), "choose vision, language or all", id="stage"),
         pytest.param(("train", "--data", "d", "--run", "r"), "--instructions", id="no-instructions"),

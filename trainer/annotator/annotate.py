@@ -19,25 +19,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from engines import fict
+from engines import fict, grammar
 from engines.contracts import Mask
-from engines.measure import dilate, measure_region
+from engines.findings import BELIEVED, MIN_CONCEPT_PX, ConceptEvidence, measured_at, rle, steady_for, worth_saying
+from engines.measure import dilate
 from engines.prompts import parse_markup
-from trainer.annotator import grammar, held_out_grammar
+from engines.regions import Regions
+from trainer.annotator import held_out_grammar
 from trainer.annotator.artifact import SIZE, ArtifactMask, artifact_mask
-from trainer.annotator.concepts import MIN_CONCEPT_PX, select_arc, select_concepts
-from trainer.annotator.evidence import BELIEVED, ConceptEvidence, claim_for, rle, steady_for
+from trainer.annotator.concepts import select_arc, select_concepts
 from trainer.annotator.manipulate import ALPHA_CUT
 from trainer.annotator.mesh import PRESENCE_MIN, FaceMesh, Mesh
-from trainer.annotator.regions import Regions, regions
+from trainer.annotator.regions import MeshRegions, regions
 from trainer.faces import Face, fit
 from trainer.image_index import exact_mask
 from trainer.samples import Rle
 
 ImageHWC = NDArray[np.uint8]
 
-MIN_CONCEPTS, MAX_CONCEPTS = 2, 4
-"""Sentences of an explanation: places without a believed measurement are named only to reach the lesser number."""
+MAX_CONCEPTS = 4
+"""Sentences of an explanation."""
 REGION_DILATION_PX = 2
 CLEAN_SHARE, TAMPERED_SHARE = 0.01, 0.10
 """An asked area is clean with less of it masked, tampered from `TAMPERED_SHARE` of it or of the whole mask on; in between it is not asked."""
@@ -104,7 +105,7 @@ class Annotator:
         self._mesh = FaceMesh()
         self.max_concepts = max_concepts
 
-    def regions(self, face_HWC: ImageHWC) -> Regions | None:
+    def regions(self, face_HWC: ImageHWC) -> MeshRegions | None:
         """FICT on a crop, at 224 px; None where no face mesh is found."""
         face = fit(face_HWC, SIZE)
         mesh = self._found_mesh(face)
@@ -154,7 +155,7 @@ class Annotator:
                 continue
             region = found.mask(part) & (found.oval_HW if part not in ("hair", "ears", "neck") else True)
             if int(region.sum()) >= MIN_CONCEPT_PX:
-                evidence.append(_measured(part, region, found, fake, None))
+                evidence.append(measured_at(part, region, found, fake))
         evidence.sort(key=lambda item: -item.strength)
         chosen = tuple(evidence[: min(3, self.max_concepts)])
         facts = {"area": round(float(found.oval_HW.mean()), 4)}
@@ -170,7 +171,7 @@ class Annotator:
         if found is None:
             return _refused(forgery_type, "no_mesh", facts)
         evidence = [self._evidence(name, found, None, fake, place_HW) for name, place_HW in places.items()]
-        chosen = self._worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX])
+        chosen = worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX], self.max_concepts)
         if not chosen:
             return _refused(forgery_type, "no_concept", facts)
         return Annotation(forgery_type, mask_HW, tuple(places), chosen, _explained(forgery_type, chosen), "good", None, facts)
@@ -206,7 +207,7 @@ class Annotator:
         if int(inside.sum()) >= CLEAN_SHARE * int(area_HW.sum()):
             names = select_concepts(found, inside, within=query) or ([query] if query is not None else [])
         evidence = [self._evidence(name, found, real, fake, inside) for name in names]
-        chosen = self._worth_saying([item for item in evidence if item.mask_HW.any()])
+        chosen = worth_saying([item for item in evidence if item.mask_HW.any()], self.max_concepts)
         if not chosen:
             steady = steady_for(fake, found, area_HW, query)
             return AreaAnnotation((), Texts(grammar.clean_area(query, steady), held_out_grammar.clean_area(query, steady)))
@@ -223,7 +224,7 @@ class Annotator:
             return _refused(forgery_type, "no_mesh", artifact.facts)
         selected = tuple(select_concepts(found, artifact.mask_HW))
         evidence = [self._evidence(name, found, real, fake, artifact.mask_HW) for name in selected]
-        chosen = self._worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX])
+        chosen = worth_saying([item for item in evidence if int(item.mask_HW.sum()) >= MIN_CONCEPT_PX], self.max_concepts)
         arc = select_arc(found, artifact)
         if arc is not None:
             ring = self._evidence(arc, found, real, fake, artifact.mask_HW)
@@ -234,20 +235,8 @@ class Annotator:
         texts = _explained(forgery_type, chosen)
         return Annotation(forgery_type, artifact.mask_HW, selected, chosen, texts, artifact.quality, None, artifact.facts)
 
-    def _worth_saying(self, evidence: Sequence[ConceptEvidence]) -> tuple[ConceptEvidence, ...]:
-        """What was measured comes first; places where nothing departs are named only to reach the least number of sentences."""
-        believed = [item for item in evidence if item.strength >= BELIEVED]
-        unmeasured = [item for item in evidence if item.strength < BELIEVED]
-        return tuple((believed + unmeasured[: max(0, MIN_CONCEPTS - len(believed))])[: self.max_concepts])
-
     def _evidence(self, concept: str, found: Regions, real: ImageHWC | None, fake: ImageHWC, mask_HW: NDArray[np.bool_]) -> ConceptEvidence:
-        return _measured(concept, mask_HW & dilate(found.mask(concept), REGION_DILATION_PX), found, fake, real)
-
-
-def _measured(concept: str, region_HW: NDArray[np.bool_], found: Regions, fake: ImageHWC, real: ImageHWC | None) -> ConceptEvidence:
-    measured = measure_region(fake, region_HW)
-    twin = None if real is None else measure_region(real, region_HW)
-    return ConceptEvidence(region_HW, measured, claim_for(concept, region_HW, found, measured, twin))
+        return measured_at(concept, mask_HW & dilate(found.mask(concept), REGION_DILATION_PX), found, fake, real)
 
 
 def _explained(forgery_type: str, evidence: Sequence[ConceptEvidence]) -> Texts:

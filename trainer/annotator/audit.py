@@ -23,7 +23,7 @@ from trainer.annotator.annotate import Annotator
 from trainer.annotator.artifact import CODEC_QUALITIES, SIZE, iou, top_share_mask
 from trainer.annotator.audit_tables import DEPTHS, MASKS, Row, Table, concept_table, control_table, markdown, mask_table, speed_table
 from trainer.annotator.concepts import select_concepts
-from trainer.annotator.regions import Regions
+from trainer.annotator.regions import MeshRegions
 from trainer.faces import Face, fit
 
 ImageHWC = NDArray[np.uint8]
@@ -146,7 +146,7 @@ def exact_row(trial: Trial, seed: int) -> Row | None:
     }  # fmt: skip
 
 
-def concept_facts(found: Regions, exact_HW: MaskHW, mask_HW: MaskHW, told: Sequence[str]) -> Row:
+def concept_facts(found: MeshRegions, exact_HW: MaskHW, mask_HW: MaskHW, told: Sequence[str]) -> Row:
     """What the annotator named against what the exact mask holds.
 
     `cells`: by depth, the cells of the truth (the selection rule on the exact mask), of the rule on the annotator's mask, and of what its text names.
@@ -166,7 +166,7 @@ def cells_of(concepts: Sequence[str], depth: fict.Depth, visible: frozenset[str]
     return [cell for cell in fict.cells(depth) if atoms & set(fict.concepts()[cell].atoms)]
 
 
-def _on_wrong_side(concept: str, found: Regions, exact_HW: MaskHW) -> bool:
+def _on_wrong_side(concept: str, found: MeshRegions, exact_HW: MaskHW) -> bool:
     sides = [side for side in ("right", "left") if side in concept.split("_")]
     if not sides:
         return False

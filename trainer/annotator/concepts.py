@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.findings import MIN_CONCEPT_PX
 from engines.naming import cells_below, is_named, mixed_levels, ranked
+from engines.regions import Regions
 from trainer.annotator.artifact import ArtifactMask
-from trainer.annotator.regions import Regions
 
-MIN_CONCEPT_PX = 60
-"""Pixels of the 224 px crop; less is not named."""
 MAX_CONCEPTS = 6
 ARC_COVERED = 0.5
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engines import fict
+from engines.claims import KINDS, Bearing, Claim, Finding, Kind, Measurement, Steady, agree, holds, is_plural
 from engines.prompts import PHRASE, PHRASE_END, SEG
-from trainer.annotator.claims import KINDS, Bearing, Claim, Finding, Kind, Measurement, Steady, agree, holds, is_plural
 
 FORMS: dict[bool, tuple[tuple[str, ...], ...]] = {
     False: (

@@ -7,19 +7,19 @@ not found is not visible. Jewellery is never found: its pixels go to what it lie
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.regions import Regions
 from trainer.annotator.face_axes import OVAL, FaceAxes, face_axes, polygon
 from trainer.annotator.mesh import EYE_OPEN_MIN, EYES, ImageHWC, Mesh, iris_radius, vertex_atoms
 from trainer.annotator.mouth_and_glasses import eyeglasses, mouth_interior
 from trainer.annotator.surroundings import Surroundings, cheek_colour, divide
 
-MIN_VISIBLE_PX = 8
 RING_SHARE = 0.03
 """Half-width of the boundary ring as a fraction of the oval's width."""
 PUPIL_SHARE = 0.42
@@ -44,39 +44,14 @@ NECK_FRONT_HALF = 0.35
 
 
 @dataclass(frozen=True)
-class Regions:
-    """FICT on one face, rasterised over the whole crop."""
+class MeshRegions(Regions):
+    """With the face oval."""
 
-    atom_HW: NDArray[np.int16]
-    """(S, S) int16 index into `fict.cells(112)`; every pixel has one atom."""
-    arc_HW: NDArray[np.int8]
-    """(S, S) int8 index into `fict.BOUNDARY_ARCS`, -1 off the ring."""
     oval_HW: NDArray[np.bool_]
     """(S, S) the face oval."""
 
-    @cached_property
-    def atom_pixels(self) -> NDArray[np.int64]:
-        """(112,) pixels of each atom."""
-        return np.bincount(self.atom_HW.ravel(), minlength=112)
 
-    @cached_property
-    def visible(self) -> frozenset[str]:
-        """Atoms and arcs that this face shows."""
-        arcs = np.bincount(self.arc_HW.ravel() + 1, minlength=9)[1:]
-        counted = (*zip(fict.cells(112), self.atom_pixels, strict=True), *zip(fict.BOUNDARY_ARCS, arcs, strict=True))
-        return frozenset(name for name, pixels in counted if pixels >= MIN_VISIBLE_PX)
-
-    def mask(self, concept: str) -> NDArray[np.bool_]:
-        """Return the (S, S) region of any concept: its visible atoms or arcs together."""
-        node = fict.concepts()[concept]
-        if node.level == "overlay":
-            return np.isin(self.arc_HW, [k for k, arc in enumerate(fict.BOUNDARY_ARCS) if arc in node.atoms])
-        chosen = np.array([atom in node.atoms and atom in self.visible for atom in fict.cells(112)])
-        region: NDArray[np.bool_] = chosen[self.atom_HW]
-        return region
-
-
-def regions(mesh: Mesh, crop_HWC: ImageHWC, size: int) -> Regions:
+def regions(mesh: Mesh, crop_HWC: ImageHWC, size: int) -> MeshRegions:
     """Divide an (H, W, 3) uint8 RGB crop, whose mesh is given, into FICT at `size` x `size` pixels."""
     axes = face_axes(mesh.landmarks_NM2[0], (crop_HWC.shape[0], crop_HWC.shape[1]), size)
     raster_HWC = cv2.resize(crop_HWC, (size, size), interpolation=cv2.INTER_AREA) if crop_HWC.shape[:2] != (size, size) else crop_HWC
@@ -90,7 +65,7 @@ def regions(mesh: Mesh, crop_HWC: ImageHWC, size: int) -> Regions:
     for atom, mask_HW in mouth_interior(lab_HWC, cheek_colour(lab_HWC, axes), axes).items():
         atom_HW[mask_HW] = _index()[atom]
     atom_HW[eyeglasses(cv2.cvtColor(raster_HWC, cv2.COLOR_RGB2GRAY), axes)] = _index()["eyeglasses"]
-    return Regions(atom_HW, _arcs(axes), axes.oval_HW)
+    return MeshRegions(atom_HW, _arcs(axes), axes.oval_HW)
 
 
 @cache

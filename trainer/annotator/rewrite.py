@@ -14,8 +14,8 @@ from ipaddress import ip_address
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from engines.claims import KINDS, Claim, read_claim
 from engines.prompts import parse_markup
-from trainer.annotator.claims import KINDS, Claim, read_claim
 from trainer.annotator.verify import Reason, Refusal, verify
 
 MAX_RESPONSE_BYTES = 256 * 1024

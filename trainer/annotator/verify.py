@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
-from engines import fict
+from engines import fict, grammar
+from engines.claims import KINDS, OPPOSITE, Claim, Kind, agree
 from engines.prompts import PHRASE, PHRASE_END, SEG, Span, parse_markup
-from trainer.annotator import grammar, held_out_grammar
-from trainer.annotator.claims import KINDS, OPPOSITE, Claim, Kind, agree
+from trainer.annotator import held_out_grammar
 
 Reason = Literal[
     "no_answer", "not_plain", "markup_open", "too_long", "unbound_concept", "dropped_concept", "order", "flipped_side", "changed_kind",

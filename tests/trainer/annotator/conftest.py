@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from engines import fict
+from engines.claims import KINDS, Bearing, Claim, Finding, Kind, Place, is_plural
 from engines.contracts import FORGERY_TYPES
-from trainer.annotator.claims import KINDS, Bearing, Claim, Finding, Kind, Place, is_plural
-from trainer.annotator.evidence import side_of
+from engines.findings import side_of
 
 Said = tuple[str, list[Claim]]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines import fict
+from engines import fict, findings
 from engines.prompts import parse_markup
-from trainer.annotator import annotate, evidence, manipulate, mesh, regions
+from trainer.annotator import annotate, manipulate, mesh, regions
 from trainer.annotator.artifact import SIZE
 from trainer.faces import Face
 
@@ -72,7 +72,7 @@ def test_the_kind_said_is_the_one_measured(annotator: annotate.Annotator, real_H
     fake, alpha = _edited(real_HWC, found.mask("left_cheek"))
     annotation = annotator.exact(real_HWC, fake, alpha, forgery_type="attribute_manipulation")
     assert annotation.concepts[0].kind in ("softer", "redder", "smoother")
-    assert annotation.concepts[0].strength > evidence.BELIEVED
+    assert annotation.concepts[0].strength > findings.BELIEVED
     assert annotation.facts["area"] == pytest.approx(float((alpha > manipulate.ALPHA_CUT).mean()), abs=1e-3)
 
 
@@ -114,7 +114,7 @@ def test_a_crop_without_a_face_is_refused(annotator: annotate.Annotator) -> None
 def test_baseline_covers_every_concept_that_can_be_named(found: regions.Regions) -> None:
     for concept in fict.concepts().values():
         if concept.id in found.visible or any(atom in found.visible for atom in concept.atoms):
-            assert any(node in evidence.baseline() for node in concept.path), concept.id
+            assert any(node in findings.baseline() for node in concept.path), concept.id
 
 
 def test_the_same_facts_are_worded_twice(annotator: annotate.Annotator, real_HWC: ImageHWC, found: regions.Regions) -> None:

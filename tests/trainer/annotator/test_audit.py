@@ -15,7 +15,7 @@ from engines import fict
 from trainer.annotator import audit, audit_speed
 from trainer.annotator.artifact import CODEC_QUALITIES
 from trainer.annotator.audit_tables import MASKS, concept_table, control_table, markdown, mask_table, speed_table
-from trainer.annotator.regions import Regions
+from trainer.annotator.regions import MeshRegions
 from trainer.faces import Face
 
 pytest.importorskip("ai_edge_litert", reason="the annotator needs the annotate extra (ai-edge-litert)")
@@ -120,14 +120,14 @@ def test_speed_verdicts_compare_ratios() -> None:
     assert not bad["speed_up"]["holds"] and not bad["memory"]["holds"]
 
 
-def halves() -> Regions:
+def halves() -> MeshRegions:
     """A face of four atoms, one a quadrant: right brow, left brow, right cheek, left cheek (the subject's right is on the left of the image)."""
     index = {atom: k for k, atom in enumerate(fict.cells(112))}
     atom_HW = np.zeros((SIZE, SIZE), np.int16)
     half = SIZE // 2
     atom_HW[:half, :half], atom_HW[:half, half:] = index["right_brow_inner"], index["left_brow_inner"]
     atom_HW[half:, :half], atom_HW[half:, half:] = index["right_mid_cheek"], index["left_mid_cheek"]
-    return Regions(atom_HW, np.full((SIZE, SIZE), -1, np.int8), np.ones((SIZE, SIZE), bool))
+    return MeshRegions(atom_HW, np.full((SIZE, SIZE), -1, np.int8), np.ones((SIZE, SIZE), bool))
 
 
 def test_a_cell_counts_as_named_when_it_shares_a_visible_atom() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engines import fict
 from engines.naming import COVERED
+from engines.regions import MIN_VISIBLE_PX
 from trainer.annotator import mesh, regions
 from trainer.annotator.artifact import ArtifactMask
 from trainer.annotator.concepts import MAX_CONCEPTS, MIN_CONCEPT_PX, select_arc, select_concepts
@@ -47,7 +48,7 @@ def _mirrored(found: regions.Regions) -> regions.Regions:
     """The same face in a mirror: pixels change sides, and so do the names of atoms and arcs."""
     atoms = np.array([ATOMS.index(_other_side(atom)) for atom in ATOMS], np.int16)
     arcs = np.array([*(fict.BOUNDARY_ARCS.index(_other_side(arc)) for arc in fict.BOUNDARY_ARCS), -1], np.int8)
-    return regions.Regions(atoms[found.atom_HW][:, ::-1], arcs[found.arc_HW][:, ::-1], found.oval_HW[:, ::-1])
+    return regions.MeshRegions(atoms[found.atom_HW][:, ::-1], arcs[found.arc_HW][:, ::-1], found.oval_HW[:, ::-1])
 
 
 def _atoms_of(names: list[str], found: regions.Regions) -> set[str]:
@@ -107,8 +108,8 @@ def test_invisible_atoms_are_never_named_nor_counted(found: regions.Regions) -> 
     """An atom below the visible size is named at no depth, though the mask holds all of it."""
     atom_HW = found.atom_HW.copy()
     spot = np.flatnonzero((atom_HW == ATOMS.index("nose_tip")).ravel())
-    atom_HW.ravel()[spot[regions.MIN_VISIBLE_PX - 1 :]] = ATOMS.index("columella")
-    hidden = regions.Regions(atom_HW, found.arc_HW, found.oval_HW)
+    atom_HW.ravel()[spot[MIN_VISIBLE_PX - 1 :]] = ATOMS.index("columella")
+    hidden = regions.MeshRegions(atom_HW, found.arc_HW, found.oval_HW)
     assert "nose_tip" in found.visible and "nose_tip" not in hidden.visible
     everywhere = np.ones((SIZE, SIZE), bool)
     assert set(select_concepts(hidden, everywhere, depth=112, max_concepts=112, min_px=1)) == hidden.visible & set(ATOMS)

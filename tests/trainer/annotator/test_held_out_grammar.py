@@ -6,10 +6,10 @@ from shutil import which
 
 import pytest
 
-from engines import fict
+from engines import fict, grammar
+from engines.claims import Claim
 from engines.prompts import parse_markup
-from trainer.annotator import grammar, held_out_grammar
-from trainer.annotator.claims import Claim
+from trainer.annotator import held_out_grammar
 from trainer.fifa_bench.text import text_scorer, words
 
 Said = tuple[str, list[Claim]]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.regions import MIN_VISIBLE_PX
 from trainer.annotator import mesh, regions
 from trainer.annotator.face_axes import NOSE_TIP, face_axes
 
@@ -56,7 +57,7 @@ def test_subjects_right_is_on_the_images_left(found: regions.Regions) -> None:
         if concept.phrase.startswith("right "):
             twin = fict.by_phrase()[concept.phrase.replace("right ", "left ", 1)]
             pair = found.mask(concept.id), found.mask(twin)
-            if all(int(region.sum()) >= regions.MIN_VISIBLE_PX for region in pair):
+            if all(int(region.sum()) >= MIN_VISIBLE_PX for region in pair):
                 assert _center(pair[0])[0] < _center(pair[1])[0], concept.id
 
 

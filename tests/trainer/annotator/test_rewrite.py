@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from trainer.annotator import grammar
-from trainer.annotator.claims import Claim, Finding
+from engines import grammar
+from engines.claims import Claim, Finding
 from trainer.annotator.rewrite import MAX_ATTEMPTS, MAX_RESPONSE_BYTES, Rewriter, rewrite_rows
 from trainer.annotator.verify import verify
 

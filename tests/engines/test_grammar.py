@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from engines import fict
+from engines import fict, grammar
+from engines.claims import KINDS, Claim, Finding, Grammar, Kind, Measurement, Steady
 from engines.prompts import parse_markup
-from trainer.annotator import grammar, held_out_grammar
-from trainer.annotator.claims import KINDS, Claim, Finding, Grammar, Kind, Measurement, Steady
+from trainer.annotator import held_out_grammar
 from trainer.annotator.verify import verify
 from trainer.fifa_bench.text import distinct_2, words
 

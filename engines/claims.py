@@ -7,7 +7,7 @@ a measurement seldom changes a word. Wording is a function of the claim; nothing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -56,8 +56,8 @@ RATIO_STEPS = (1.12, 1.3, 1.6, 2.3)
 """A ratio and its inverse count alike: up to 12 % barely, then about a fifth, a third, a half, more."""
 LEVEL_STEPS = (3.0, 7.0, 14.0, 25.0)
 """Grey levels: up to 3 a shade, then about five, ten, twenty, more."""
-PERCENT_GRID = (*range(2, 30, 2), *range(30, 100, 5), *range(100, 210, 10))
-LEVEL_GRID = (*range(1, 20), *range(20, 40, 2), *range(40, 65, 5))
+PERCENT_GRID: tuple[int, ...] = (*range(2, 30, 2), *range(30, 100, 5), *range(100, 210, 10))
+LEVEL_GRID: tuple[int, ...] = (*range(1, 20), *range(20, 40, 2), *range(40, 65, 5))
 """Numbers that may be said: right to about a tenth."""
 REACH_STEPS = (0.2, 0.5, 0.8)
 """Shares of a concept: a patch, a part, most of it, the whole."""
@@ -93,8 +93,8 @@ class Finding:
     def degree(self) -> Degree:
         """How much, in five steps (`RATIO_STEPS`, `LEVEL_STEPS`); 0 for 'altered'."""
         if self.unit == "levels":
-            return _step(abs(self.against_basis), LEVEL_STEPS)
-        return _step(max(self.against_basis, 1.0 / max(self.against_basis, 1e-3)), RATIO_STEPS)
+            return cast(Degree, _step(abs(self.against_basis), LEVEL_STEPS))
+        return cast(Degree, _step(max(self.against_basis, 1.0 / max(self.against_basis, 1e-3)), RATIO_STEPS))
 
     @property
     def amount(self) -> int:
@@ -136,7 +136,8 @@ class Claim:
     @property
     def reach(self) -> Reach:
         """The extent in four steps."""
-        return ("patch", "part", "most", "whole")[_step(self.extent, REACH_STEPS)]
+        reaches: tuple[Reach, ...] = ("patch", "part", "most", "whole")
+        return reaches[_step(self.extent, REACH_STEPS)]
 
     @property
     def phrase(self) -> str:
@@ -247,5 +248,5 @@ def _reader() -> TypeAdapter[Claim]:
     return TypeAdapter(Claim)
 
 
-def _step(amount: float, steps: tuple[float, ...]) -> Any:
+def _step(amount: float, steps: tuple[float, ...]) -> int:
     return sum(amount >= step for step in steps)

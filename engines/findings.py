@@ -1,11 +1,11 @@
-"""What was measured at a named place, and which claim it amounts to: the facts behind every sentence.
+"""What was measured at a named place, and which claim it amounts to: the facts behind every sentence, in training and in serving.
 
 Measurements become comparable as departures in standard deviations over real faces, at the same concept and for a like share of it.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import fict
+from engines.claims import KINDS, Basis, Bearing, Claim, Finding, Kind, Measurement, Place, Steady, holds
 from engines.contracts import Mask
 from engines.measure import GAP_PX, SURROUNDINGS_PX, dilate, measure_region
-from trainer.annotator.claims import KINDS, Basis, Bearing, Claim, Finding, Kind, Measurement, Place, Steady, holds
-from trainer.annotator.regions import Regions
+from engines.regions import Regions
 
 BELIEVED = 0.7
 """Departures under this many standard deviations (over real faces) are not named; the sentence then says only that the place is changed."""
@@ -39,8 +39,10 @@ MAJORITY = 0.5
 SURROUNDS = 0.35
 """A neighbour whose centroid in the ring is nearer to the mask's than this share of the ring's radius lies around it."""
 
-PATCH_SHARES = (0.15, 0.45)
-MIN_BASELINE_PX, MIN_BASELINE_FACES = 60, 40
+MIN_CONCEPTS, MIN_CONCEPT_PX = 2, 60
+"""Places without a believed measurement are named only to reach the former number; of the 224 px crop, less of a place is not named."""
+MIN_BASELINE_PX = 60
+"""Least pixels of a region that is held against real faces as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,21 @@ class ConceptEvidence:
             "concept": self.concept, "phrase": self.claim.phrase, "mask": rle(mask), "area": round(float(self.mask_HW.mean()), 5),
             "kind": self.kind, "strength": self.strength, "measured": self.measured, "claim": self.claim.to_json(),
         }  # fmt: skip
+
+
+def measured_at(
+    concept: str, mask_HW: NDArray[np.bool_], found: Regions, fake: NDArray[np.uint8], real: NDArray[np.uint8] | None = None
+) -> ConceptEvidence:
+    """Measure a mask (S, S) within a concept on an (S, S, 3) uint8 crop and say what departs: from the twin `real`, or from what real faces show."""
+    measured = measure_region(fake, mask_HW)
+    return ConceptEvidence(mask_HW, measured, claim_for(concept, mask_HW, found, measured, None if real is None else measure_region(real, mask_HW)))
+
+
+def worth_saying(evidence: Sequence[ConceptEvidence], most: int) -> tuple[ConceptEvidence, ...]:
+    """What was measured comes first; places where nothing departs are named only to reach the least number of sentences."""
+    believed = [item for item in evidence if item.strength >= BELIEVED]
+    unmeasured = [item for item in evidence if item.strength < BELIEVED]
+    return tuple((believed + unmeasured[: max(0, MIN_CONCEPTS - len(believed))])[:most])
 
 
 def claim_for(concept: str, mask_HW: NDArray[np.bool_], found: Regions, fake: dict[str, float], twin: dict[str, float] | None) -> Claim:
@@ -140,7 +157,7 @@ def rle(mask: Mask) -> dict[str, Any]:
 @cache
 def baseline() -> dict[str, dict[str, dict[str, list[float]]]]:
     """Concept -> 'whole' or 'patch' -> measurement -> [mean, standard deviation] of `comparable` values over real training faces."""
-    table: dict[str, dict[str, dict[str, list[float]]]] = json.loads((files("trainer.annotator") / "measure_baseline.json").read_text())
+    table: dict[str, dict[str, dict[str, list[float]]]] = json.loads((files("engines") / "measure_baseline.json").read_text())
     return table
 
 
@@ -150,44 +167,6 @@ def usual(concept: str, measurement: Measurement, extent: float) -> tuple[float,
     weight = min(max((extent - PATCH_EXTENT) / (WHOLE_EXTENT - PATCH_EXTENT), 0.0), 1.0)
     (whole, whole_spread), (patch, patch_spread) = normal["whole"][measurement], normal["patch"][measurement]
     return weight * whole + (1 - weight) * patch, weight * whole_spread + (1 - weight) * patch_spread
-
-
-def measure_baseline(faces: Iterable[tuple[NDArray[np.uint8], Regions]], seed: int = 0) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Measure real (224, 224, 3) faces: the content of `measure_baseline.json`, which is made of `train` rows only.
-
-    Each concept is measured as a whole and, once a face, as a round patch of 15 to 45 % of it. Tails are cut at 2.5 % on both sides before mean and
-    standard deviation, the latter scaled back to that of a normal sample. Concepts that fewer than 40 faces show are left to those above them.
-    """
-    seen: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for number, (image_HWC, found) in enumerate(faces):
-        rng = np.random.default_rng([20531, seed, number])
-        for concept in fict.concepts():
-            region_HW = found.mask(concept)
-            if int(region_HW.sum()) >= MIN_BASELINE_PX:
-                table = seen.setdefault(concept, {"whole": [], "patch": []})
-                table["whole"].append(comparable(measure_region(image_HWC, region_HW)))
-                table["patch"].append(comparable(measure_region(image_HWC, _random_patch(rng, region_HW))))
-    return {
-        concept: {form: {name: _mean_spread(np.array([row[name] for row in rows])) for name in get_args(Measurement)} for form, rows in table.items()}
-        for concept, table in seen.items()
-        if len(table["whole"]) >= MIN_BASELINE_FACES
-    }
-
-
-def _random_patch(rng: np.random.Generator, region_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    ys, xs = np.nonzero(region_HW)
-    center = int(rng.integers(len(ys)))
-    distance = (ys - ys[center]) ** 2 + (xs - xs[center]) ** 2
-    nearest = np.argsort(distance, kind="stable")[: max(1, int(rng.uniform(*PATCH_SHARES) * len(ys)))]
-    patch = np.zeros_like(region_HW)
-    patch[ys[nearest], xs[nearest]] = True
-    return patch
-
-
-def _mean_spread(values_N: NDArray[np.float64]) -> list[float]:
-    low, high = np.quantile(values_N, [0.025, 0.975])
-    kept = values_N[(values_N >= low) & (values_N <= high)]
-    return [round(float(kept.mean()), 3), round(max(float(kept.std()) / 0.871, 0.05), 3)]  # 0.871: deviation of a normal sample so cut
 
 
 def _departed(image_HWC: NDArray[np.uint8], area_HW: NDArray[np.bool_], concept: str, found: Regions) -> dict[Measurement, float]:

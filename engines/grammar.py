@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from engines import fict
+from engines.claims import KINDS, Bearing, Claim, Finding, Kind, Measurement, Steady, agree, holds, is_plural
 from engines.prompts import PHRASE, PHRASE_END, SEG
-from trainer.annotator.claims import KINDS, Bearing, Claim, Finding, Kind, Measurement, Steady, agree, holds, is_plural
 
 Group = Literal["detail", "light", "colour", "border"]
 
