@@ -512,6 +512,8 @@ class Analyzer:
         if one.level == "image" and self._type(encoded, one.row) == "entire_synthesis":
             return measured_words.farthest_parts(crop_HWC, found)
         names = self.regions(encoded, [one.row])[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_NAMED)
+        if not names and one.concept is not None:
+            names = (one.concept,)  # it was asked by name, and something of it is marked
         return measured_words.within_regions(names, _at_crop_size(mask_HW, self._side), found)
 
     def _said(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, places: Sequence[Marked], task: Task) -> _Words | None:
