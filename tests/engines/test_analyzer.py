@@ -577,6 +577,18 @@ def test_an_answer_too_long_for_its_limit_names_fewer_places(reference: Bundle, 
     assert lengths[0] == 2 and lengths == sorted(lengths, reverse=True) and lengths[-1] == 0
 
 
+def test_a_region_asked_by_name_is_spoken_of_however_little_of_it_is_marked(reference: Bundle, crops: Crops) -> None:
+    analyzer = Analyzer(measuring(reference))
+    encoded = analyzer.encode(crops(1))
+    found = analyzer.regions(encoded, [0])[0].drawn(56)
+    size = analyzer.manifest.preprocess.mask_size
+    speck_HW = np.zeros((size, size), np.float32)
+    speck_HW[size // 2, 1] = 1.0
+    for concept in ("right_iris", "right_eyeball"):
+        (place,) = analyzer._marked(encoded, analyzer._in_words(0, concept), found, speck_HW)
+        assert place.mask_HW.any() and concept in fict.concepts()[place.concept].path
+
+
 def test_time_that_is_up_costs_a_measured_text(reference: Bundle, crops: Crops) -> None:
     analyzer = Analyzer(measuring(reference), clock_s=lambda: 5.0)
     doubted = analyzer.operating_point.model_copy(update={"real_below": 0.0})
