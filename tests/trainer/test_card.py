@@ -59,7 +59,7 @@ def test_whose_words_were_measured_is_sealed_with_the_figures(tmp_path: Path) ->
     _sealed(tmp_path)
     for asked, stated in (("decoded", "decoded"), (None, "decoded"), ("measured", "measured"), (None, "measured")):
         assert write_card(tmp_path, TABLES, wording=asked).wording == read_manifest(tmp_path).wording == stated
-        assert ("a number is a measurement" in (tmp_path / "MODEL_CARD.md").read_text()) is (stated == "measured")
+        assert ("measurement against the surroundings" in (tmp_path / "MODEL_CARD.md").read_text()) is (stated == "measured")
 
 
 def test_a_bundle_of_before_the_mirror_answers_from_the_crop_alone(tmp_path: Path) -> None:
