@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice, repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,11 +41,12 @@ from engines.contracts import (
 )
 from engines.decode import SLOTS, DecodeLoop, End, Question
 from engines.drafts import Drafts
+from engines.findings import FACE_PARTS, ConceptEvidence, farthest, within
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
 from engines.regions import NUM_CHANNELS, FaceRegions, Regions
-from engines.wording import MOST_PLACES, Marked
+from engines.wording import MOST_PLACES
 
 ExplainPolicy = Literal["auto", "always", "never"]
 REBUILD_FOR_QUERIES = "export one that was trained on instruction data"
@@ -53,6 +55,14 @@ APPEARANCE_CELLS = 4
 APPEARANCE_SEED = 20531
 MOST_NAMED = 6
 """Places that are measured for an explanation, of which it names `MOST_PLACES`: as many as the annotator's."""
+
+
+class _Shown(NamedTuple):
+    """The mask of one [SEG]."""
+
+    probability_HW: NDArray[np.float32]
+    confidence: np.float32
+    measured: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -69,6 +79,8 @@ class Answer:
     """Localisation: how sure the answer is that something is manipulated."""
     concept: str | None = None
     """The asked region, which a [SEG] without a phrase speaks of."""
+    shown: list[_Shown] | None = None
+    """What each [SEG] shows on the face that was asked about, where it was looked at already."""
 
     @property
     def truncated(self) -> bool:
@@ -110,11 +122,10 @@ class _Spoken:
 
 
 class _Words(NamedTuple):
-    """What is said of places, in tokens."""
+    """What is said, in tokens, and what each phrase of it is about."""
 
     ids: list[int]
-    places: tuple[int, ...]
-    """Which of the places each phrase is about."""
+    told: tuple[ConceptEvidence, ...]
 
 
 class _Draft(NamedTuple):
@@ -122,7 +133,6 @@ class _Draft(NamedTuple):
 
     one: _Asked
     found: Regions
-    places: list[Marked]
     words: _Words
 
 
@@ -376,9 +386,10 @@ class Analyzer:
         points_B = points_B or [self.operating_point] * len(scores_B)
         doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= points_B[one.row].real_below]
         if self._is_measured and task != "loc" and "regions" in encoded:
-            for number in sorted(set(range(len(asked))) - set(doubted)):
-                row = asked[number].row
-                answers[number].ids = self._told_clean(encoded, asked[number], self.regions(encoded, [row])[row].drawn(self._side)) or list(clean)
+            untouched = sorted(set(range(len(asked))) - set(doubted))
+            faces = self.regions(encoded, [asked[number].row for number in untouched])
+            for number in untouched:
+                answers[number].ids = self._told_clean(encoded, asked[number], faces[asked[number].row].drawn(self._side)) or list(clean)
         for number, answer in zip(doubted, self._decode(encoded, [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers
@@ -485,9 +496,8 @@ class Analyzer:
             if one.deadline_s is not None and self._clock_s() >= one.deadline_s:
                 told[number] = Answer(within=one.box, end=End.LATE)
             elif one.level == "image" or place.tampered_probability >= 0.5:
-                places = self._marked(encoded, one, found[one.row], mask_HW)
-                if words := self._said(encoded, one, found[one.row], places, task):
-                    drafts[number] = _Draft(one, found[one.row], places, words)
+                if words := self._said(encoded, one, self._marked(encoded, one, found[one.row], mask_HW), task):
+                    drafts[number] = _Draft(one, found[one.row], words)
             elif ids := self._told_clean(encoded, one, found[one.row]):
                 told[number] = Answer(ids, within=one.box)
         if task == "toe":
@@ -498,36 +508,40 @@ class Analyzer:
         """The [SEG] states of drafts, and the words for what is measured under the masks that they drive."""
         answers = [Answer(draft.words.ids, within=draft.one.box) for draft in drafts]
         self._fill_seg_embeds(encoded["prefix_embeds"], [draft.one for draft in drafts], answers, task)
-        masks = iter(self.masks(encoded, [draft.one.row for draft in drafts], answers)[0])
+        drawn = zip(*self.masks(encoded, [draft.one.row for draft in drafts], answers), strict=True)
         for number, (draft, answer) in enumerate(zip(drafts, answers, strict=True)):
-            concepts = [draft.places[place].concept for place in draft.words.places]
-            shown = [Marked(concept, _at_crop_size(next(masks), self._side)) for concept in concepts]
-            if words := self._said(encoded, draft.one, draft.found, shown, task):
-                answers[number] = Answer(words.ids, [answer.seg_embeds[place] for place in words.places], within=draft.one.box)
+            concepts = [item.concept for item in draft.words.told]
+            masks = dict(zip(concepts, islice(drawn, len(concepts)), strict=True))
+            shown = {concept: _at_crop_size(mask_HW, self._side) for concept, (mask_HW, _) in masks.items()}
+            evidence = measured_words.measured(encoded["crops"][draft.one.row], draft.found, shown, level=draft.one.level)
+            if words := self._said(encoded, draft.one, evidence, task):
+                embeds = dict(zip(concepts, answer.seg_embeds, strict=True))
+                seen = [_Shown(*masks[item.concept], item.measured) for item in words.told]
+                answers[number] = Answer(words.ids, [embeds[item.concept] for item in words.told], within=draft.one.box, shown=seen)
         return answers
 
-    def _marked(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, mask_HW: NDArray[np.float32]) -> list[Marked]:
-        """Which places the mask of localisation marks; of a face that was synthesised as a whole, those that look least like a photograph."""
+    def _marked(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, mask_HW: NDArray[np.float32]) -> tuple[ConceptEvidence, ...]:
+        """What is measured where localisation marks; of a face that was synthesised as a whole, where it looks least like a photograph."""
         crop_HWC = encoded["crops"][one.row]
         if one.level == "image" and self._type(encoded, one.row) == "entire_synthesis":
-            return measured_words.farthest_parts(crop_HWC, found)
+            return farthest({part: found.mask(part) for part in FACE_PARTS}, found, crop_HWC)
         names = self.regions(encoded, [one.row])[one.row].named(mask_HW >= 0.5, within=one.concept, most=MOST_NAMED)
         if not names and one.concept is not None:
             names = (one.concept,)  # it was asked by name, and something of it is marked
-        return measured_words.within_regions(names, _at_crop_size(mask_HW, self._side), found)
+        marked_HW = _at_crop_size(mask_HW, self._side)
+        return measured_words.measured(crop_HWC, found, {name: within(name, marked_HW, found) for name in names}, level=one.level)
 
-    def _said(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, places: Sequence[Marked], task: Task) -> _Words | None:
-        """What departs at places, in as many sentences as fit; None where nothing is left to say."""
-        spec, taken = self.manifest.decoder, len(self._inputs(encoded["prefix_embeds"], one, task))
+    def _said(self, encoded: dict[str, NDArray[Any]], one: _Asked, evidence: Sequence[ConceptEvidence], task: Task) -> _Words | None:
+        """What departs, in as many sentences as fit; None where there is nothing to say."""
+        spec = self.manifest.decoder
+        room = min(spec.max_new_tokens, spec.capacity - len(self._inputs(encoded["prefix_embeds"], one, task)))
         for most in range(MOST_PLACES, 0, -1):
-            said = measured_words.worded(
-                encoded["crops"][one.row], found, places, forgery_type=self._type(encoded, one.row), level=one.level, asked=one.concept, most=most
-            )
+            said = measured_words.worded(evidence, forgery_type=self._type(encoded, one.row), level=one.level, asked=one.concept, most=most)
             if said is None:
                 return None
             ids = self._bundle.vocabulary.tokenizer.encode(parse_markup(said.markup)[0] if task == "toe" else said.markup).ids
-            if len(ids) <= min(spec.max_new_tokens, spec.capacity - taken):
-                return _Words(ids, said.places)
+            if len(ids) <= room:
+                return _Words(ids, said.told)
         return None
 
     def _told_clean(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions) -> list[int]:
@@ -624,7 +638,24 @@ class Analyzer:
         self, encoded: dict[str, NDArray[Any]], rows: Sequence[int], answers: Sequence[Answer]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Masks for all [SEG] states: probabilities (M, mask_size, mask_size) over the crop and predicted IoU (M,)."""
-        owners = [row for row, answer in zip(rows, answers, strict=True) for _ in answer.seg_embeds]
+        new = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.shown is None]
+        masks_MHW, confidence_M = self._draw([row for row, answer in new for _ in answer.seg_embeds], encoded, [answer for _, answer in new])
+        if len(new) == len(answers):
+            return masks_MHW, confidence_M
+        drawn = zip(masks_MHW, confidence_M, strict=True)
+        pairs = [
+            pair
+            for answer in answers
+            for pair in (islice(drawn, len(answer.seg_embeds)) if answer.shown is None else (shown[:2] for shown in answer.shown))
+        ]
+        if not pairs:
+            return masks_MHW, confidence_M
+        return np.stack([mask_HW for mask_HW, _ in pairs]), np.array([confidence for _, confidence in pairs], np.float32)
+
+    def _draw(
+        self, owners: Sequence[int], encoded: dict[str, NDArray[Any]], answers: Sequence[Answer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the mask decoder; `owners` are the rows of the [SEG] states."""
         size = self.manifest.preprocess.mask_size
         if not owners:
             return np.zeros((0, size, size), np.float32), np.zeros(0, np.float32)
@@ -685,9 +716,11 @@ class Analyzer:
                     concept=by_phrase[span.phrase],
                     mask_probability_HW=mask_HW,
                     mask_confidence=float(confidence),
-                    measured=measure_region(crop_HWC, _at_crop_size(mask_HW, crop_HWC.shape[0])),
+                    measured=measure_region(crop_HWC, _at_crop_size(mask_HW, crop_HWC.shape[0])) if shown is None else shown.measured,
                 )
-                for span, mask_HW, confidence in zip(spans, masks_MHW[own], confidence_M[own], strict=False)  # truncation drops the last phrases
+                for span, mask_HW, confidence, shown in zip(  # truncation drops the last phrases
+                    spans, masks_MHW[own], confidence_M[own], answer.shown or repeat(None), strict=False
+                )
             )
             explanations.append(Explanation(text, markup, evidence, answer.truncated))
         return explanations

@@ -5,7 +5,7 @@ Measurements become comparable as departures in standard deviations over real fa
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -41,6 +41,11 @@ SURROUNDS = 0.35
 
 MIN_CONCEPTS, MIN_CONCEPT_PX = 2, 60
 """Places without a believed measurement are named only to reach the former number; of the 224 px crop, less of a place is not named."""
+REGION_DILATION_PX = 2
+"""By which the mask of a place may leave its region: edges of regions are no more exact; for a crop of 224 px."""
+MOST_PARTS = 3
+"""That are told of a face which was synthesised as a whole."""
+FACE_PARTS = tuple(part for part in fict.cells(14) if fict.concepts()[part].path[0] != "scene")
 MIN_BASELINE_PX = 60
 """Least pixels of a region that is held against real faces as a whole."""
 
@@ -85,6 +90,17 @@ def measured_at(
     """Measure a mask (S, S) within a concept on an (S, S, 3) uint8 crop and say what departs: from the twin `real`, or from what real faces show."""
     measured = measure_region(fake, mask_HW)
     return ConceptEvidence(mask_HW, measured, claim_for(concept, mask_HW, found, measured, None if real is None else measure_region(real, mask_HW)))
+
+
+def within(concept: str, mask_HW: NDArray[np.bool_], found: Regions) -> NDArray[np.bool_]:
+    """What of an (S, S) mask lies in a concept and a rim of `REGION_DILATION_PX`."""
+    return mask_HW & dilate(found.mask(concept), max(1, round(REGION_DILATION_PX * mask_HW.shape[0] / 224)))
+
+
+def farthest(parts: Mapping[str, NDArray[np.bool_]], found: Regions, fake: NDArray[np.uint8], most: int = MOST_PARTS) -> tuple[ConceptEvidence, ...]:
+    """Of a face that was synthesised as a whole: which of its parts, given with their (S, S) regions, look least like those of real faces."""
+    evidence = [measured_at(part, region_HW, found, fake) for part, region_HW in parts.items() if int(region_HW.sum()) >= MIN_CONCEPT_PX]
+    return tuple(sorted(evidence, key=lambda item: -item.strength)[:most])
 
 
 def worth_saying(evidence: Sequence[ConceptEvidence], most: int) -> tuple[ConceptEvidence, ...]:

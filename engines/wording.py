@@ -6,75 +6,41 @@ the crop, against its surroundings and against what real faces show (`engines.fi
 Shapes: S the side of the crop in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import fict, grammar
-from engines.findings import MIN_BASELINE_PX, MIN_CONCEPT_PX, measured_at, steady_for, worth_saying
-from engines.measure import dilate
+from engines import grammar
+from engines.findings import MIN_BASELINE_PX, MIN_CONCEPT_PX, ConceptEvidence, measured_at, steady_for, worth_saying
 from engines.prompts import Level
 from engines.regions import Regions
 
-REGION_DILATION_PX = 2
-"""By which the mask of a place may leave its region: edges of regions are no more exact; for a crop of 224 px."""
-MOST_PLACES, MOST_PARTS = 4, 3
-"""That an explanation names; of a face that was synthesised as a whole."""
-BESIDES_THE_FACE = ("scene",)
-"""Groups of FICT whose parts are not held against real faces where all of a face was synthesised."""
-
-
-class Marked(NamedTuple):
-    """A place with its mask."""
-
-    concept: str
-    mask_HW: NDArray[np.bool_]
-    """(S, S)."""
+MOST_PLACES = 4
+"""That an explanation names."""
 
 
 class Worded(NamedTuple):
-    """Markup, and which of the places given each phrase of it is about."""
+    """Markup, and what each of its phrases is about, in their order."""
 
     markup: str
-    places: tuple[int, ...]
+    told: tuple[ConceptEvidence, ...]
 
 
-def within_regions(names: Sequence[str], mask_HW: NDArray[np.bool_], found: Regions) -> list[Marked]:
-    """Each named place with its part of an (S, S) mask."""
-    rim = max(1, round(REGION_DILATION_PX * mask_HW.shape[0] / 224))
-    return [Marked(name, mask_HW & dilate(found.mask(name), rim)) for name in names]
-
-
-def farthest_parts(crop_HWC: NDArray[np.uint8], found: Regions) -> list[Marked]:
-    """Of a face that was synthesised as a whole: the parts that look least like those of real faces, the farthest first."""
-    parts = [Marked(part, found.mask(part)) for part in fict.cells(14) if fict.concepts()[part].path[0] not in BESIDES_THE_FACE]
-    measured = [measured_at(*part, found, crop_HWC) for part in parts if int(part.mask_HW.sum()) >= MIN_CONCEPT_PX]
-    measured.sort(key=lambda item: -item.strength)
-    return [Marked(item.concept, item.mask_HW) for item in measured[:MOST_PARTS]]
-
-
-def worded(
-    crop_HWC: NDArray[np.uint8],
-    found: Regions,
-    marked: Sequence[Marked],
-    *,
-    forgery_type: str,
-    level: Level,
-    asked: str | None,
-    most: int = MOST_PLACES,
-) -> Worded | None:
-    """Say what departs at marked places of an (S, S, 3) uint8 RGB crop; `asked` is the region of a question about one. None where no mask is left."""
+def measured(crop_HWC: NDArray[np.uint8], found: Regions, marked: Mapping[str, NDArray[np.bool_]], *, level: Level) -> tuple[ConceptEvidence, ...]:
+    """Measure (S, S) masks by concept on an (S, S, 3) uint8 RGB crop; specks are left out, of areas only what is empty."""
     least = MIN_CONCEPT_PX if level == "image" else 1
-    measured = {number: measured_at(*place, found, crop_HWC) for number, place in enumerate(marked) if int(place.mask_HW.sum()) >= least}
-    chosen = worth_saying(tuple(measured.values()), most)
-    if not chosen:
+    return tuple(measured_at(concept, mask_HW, found, crop_HWC) for concept, mask_HW in marked.items() if int(mask_HW.sum()) >= least)
+
+
+def worded(evidence: Sequence[ConceptEvidence], *, forgery_type: str, level: Level, asked: str | None, most: int = MOST_PLACES) -> Worded | None:
+    """Say what departs; `asked` is the region of a question about one. None where there is nothing to speak of."""
+    told = worth_saying(evidence, most)
+    if not told:
         return None
-    claims = [item.claim for item in chosen]
-    markup = grammar.explain(forgery_type, claims) if level == "image" else grammar.explain_area(claims, asked)
-    number_of = {id(item): number for number, item in measured.items()}
-    return Worded(markup, tuple(number_of[id(item)] for item in chosen))
+    claims = [item.claim for item in told]
+    return Worded(grammar.explain(forgery_type, claims) if level == "image" else grammar.explain_area(claims, asked), told)
 
 
 def clean(crop_HWC: NDArray[np.uint8], found: Regions, *, level: Level, asked: str | None, area_HW: NDArray[np.bool_] | None) -> str | None:

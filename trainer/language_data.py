@@ -20,11 +20,11 @@ from rich.progress import track
 from torch import Tensor
 
 from engines import fict
+from engines.findings import REGION_DILATION_PX
 from engines.measure import dilate
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, PAD, SEG, Task, Vocabulary
 from trainer import augment
-from trainer.annotator.annotate import REGION_DILATION_PX
 from trainer.config import Precision
 from trainer.faces import fit
 from trainer.model import EncoderOutput, FiFaMLLM

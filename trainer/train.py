@@ -111,7 +111,7 @@ class VisionLosses(NamedTuple):
     type: Tensor
 
     def total(self, config: VisionConfig) -> Tensor:
-        """What is descended."""
+        """What is descended. A weight of 0 leaves gradients of zero, not none: every process then has the same ones to share."""
         return self.det + config.patch_weight * self.patch + config.type_weight * self.type
 
 

@@ -18,7 +18,7 @@ from engines.bundle import Bundle
 from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Explanation, Label, OperatingPoint, TensorSpec
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, Task, loc_answer, parse_markup
 from engines.regions import NUM_CHANNELS, channels
-from engines.wording import Marked, worded
+from engines.wording import measured, worded
 from trainer.model import FiFaMLLM
 from trainer.parts import CAPACITY, DecoderPart, TorchEngine, cache_names
 
@@ -533,9 +533,10 @@ def test_measured_words_and_the_evidence_beside_them_are_of_the_same_pixels(refe
     explanations = analyzer._explanations(encoded, images, [analyzer._in_words(row, None) for row in range(3)], answers)
     for row, (answer, explanation) in enumerate(zip(answers, explanations, strict=True)):
         assert {evidence.concept for evidence in explanation.evidence} <= {"right_eyeball", "background"} and explanation.evidence
-        shown = [Marked(evidence.concept, mask_HW >= 0.5) for evidence, mask_HW in zip(explanation.evidence, shown_at(explanation, 56), strict=True)]
-        found = analyzer.regions(encoded, [row])[row].drawn(56)
-        again = worded(images[row], found, shown, forgery_type=analyzer._type(encoded, row), level="image", asked=None)
+        shown = {e.concept: mask_HW >= 0.5 for e, mask_HW in zip(explanation.evidence, shown_at(explanation, 56), strict=True)}
+        evidence = measured(images[row], analyzer.regions(encoded, [row])[row].drawn(56), shown, level="image")
+        assert {item.concept: item.measured for item in evidence} == {e.concept: e.measured for e in explanation.evidence}
+        again = worded(evidence, forgery_type=analyzer._type(encoded, row), level="image", asked=None)
         assert again is not None and parse_markup(again.markup)[0] == explanation.text and not answer.truncated
 
 
@@ -571,9 +572,10 @@ def test_an_answer_too_long_for_its_limit_names_fewer_places(reference: Bundle, 
         analyzer = Analyzer(replace(bundle, manifest=bundle.manifest.model_copy(update={"decoder": decoder})))
         encoded = analyzer.encode(crops(1))
         one, found = analyzer._in_words(0, None), analyzer.regions(encoded, [0])[0].drawn(56)
-        words = analyzer._said(encoded, one, found, [Marked(c, found.mask(c)) for c in ("right_iris", "background")], "age")
+        evidence = measured(encoded["crops"][0], found, {c: found.mask(c) for c in ("right_iris", "background")}, level="image")
+        words = analyzer._said(encoded, one, evidence, "age")
         assert words is None or len(words.ids) <= limit
-        lengths.append(0 if words is None else len(words.places))
+        lengths.append(0 if words is None else len(words.told))
     assert lengths[0] == 2 and lengths == sorted(lengths, reverse=True) and lengths[-1] == 0
 
 

@@ -19,10 +19,21 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from engines import fict, grammar
+from engines import grammar
 from engines.contracts import Mask
-from engines.findings import BELIEVED, MIN_CONCEPT_PX, ConceptEvidence, measured_at, rle, steady_for, worth_saying
-from engines.measure import dilate
+from engines.findings import (
+    BELIEVED,
+    FACE_PARTS,
+    MIN_CONCEPT_PX,
+    MOST_PARTS,
+    ConceptEvidence,
+    farthest,
+    measured_at,
+    rle,
+    steady_for,
+    within,
+    worth_saying,
+)
 from engines.prompts import parse_markup
 from engines.regions import Regions
 from trainer.annotator import held_out_grammar
@@ -39,7 +50,6 @@ ImageHWC = NDArray[np.uint8]
 
 MAX_CONCEPTS = 4
 """Sentences of an explanation."""
-REGION_DILATION_PX = 2
 CLEAN_SHARE, TAMPERED_SHARE = 0.01, 0.10
 """An asked area is clean with less of it masked, tampered from `TAMPERED_SHARE` of it or of the whole mask on; in between it is not asked."""
 
@@ -149,15 +159,8 @@ class Annotator:
         found = self.regions(fake)
         if found is None:
             return _refused(forgery_type, "no_mesh", {})
-        evidence = []
-        for part in fict.cells(14):
-            if fict.concepts()[part].path[0] == "scene":
-                continue
-            region = found.mask(part) & (found.oval_HW if part not in ("hair", "ears", "neck") else True)
-            if int(region.sum()) >= MIN_CONCEPT_PX:
-                evidence.append(measured_at(part, region, found, fake))
-        evidence.sort(key=lambda item: -item.strength)
-        chosen = tuple(evidence[: min(3, self.max_concepts)])
+        parts = {part: found.mask(part) & (found.oval_HW if part not in ("hair", "ears", "neck") else True) for part in FACE_PARTS}
+        chosen = farthest(parts, found, fake, min(MOST_PARTS, self.max_concepts))
         facts = {"area": round(float(found.oval_HW.mean()), 4)}
         named = tuple(item.concept for item in chosen)
         return Annotation(forgery_type, found.oval_HW, named, chosen, _explained(forgery_type, chosen), "good", None, facts)
@@ -236,7 +239,7 @@ class Annotator:
         return Annotation(forgery_type, artifact.mask_HW, selected, chosen, texts, artifact.quality, None, artifact.facts)
 
     def _evidence(self, concept: str, found: Regions, real: ImageHWC | None, fake: ImageHWC, mask_HW: NDArray[np.bool_]) -> ConceptEvidence:
-        return measured_at(concept, mask_HW & dilate(found.mask(concept), REGION_DILATION_PX), found, fake, real)
+        return measured_at(concept, within(concept, mask_HW, found), found, fake, real)
 
 
 def _explained(forgery_type: str, evidence: Sequence[ConceptEvidence]) -> Texts:

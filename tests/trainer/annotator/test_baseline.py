@@ -11,16 +11,14 @@ from engines.regions import Regions
 from trainer.annotator import baseline
 
 S = 120
-BOXES = {"nose_tip": (40, 80, 50, 70), "right_mid_cheek": (40, 80, 15, 50), "left_mid_cheek": (40, 80, 70, 105)}
 
 
 @pytest.fixture(scope="module")
 def found() -> Regions:
-    index = {atom: k for k, atom in enumerate(fict.cells(112))}
-    atoms = np.full((S, S), index["background"], np.int16)
-    for atom, (top, bottom, left, right) in BOXES.items():
-        atoms[top:bottom, left:right] = index[atom]
-    return Regions(atoms, np.full((S, S), -1, np.int8))
+    atom_HW = np.full((S, S), fict.cells(112).index("background"), np.int16)
+    atom_HW[40:80, 50:70] = fict.cells(112).index("nose_tip")
+    atom_HW[40:80, 15:50] = fict.cells(112).index("right_mid_cheek")
+    return Regions(atom_HW, np.full((S, S), -1, np.int8))
 
 
 @pytest.fixture(scope="module")

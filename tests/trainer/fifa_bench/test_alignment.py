@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines import fict
+from engines import fict, findings
 from trainer.annotator import annotate
 from trainer.fifa_bench import alignment
 from trainer.fifa_bench.alignment import concept_overlap, is_hallucinated, phrase_fits, region_of, share_inside
@@ -102,7 +102,7 @@ def test_a_concept_is_hallucinated_where_the_annotator_would_call_its_region_cle
 
 
 def test_the_bench_and_the_annotator_agree_on_the_rim_and_on_what_is_clean() -> None:
-    assert (alignment.REGION_DILATION_PX, alignment.CLEAN_SHARE) == (annotate.REGION_DILATION_PX, annotate.CLEAN_SHARE)
+    assert (alignment.REGION_DILATION_PX, alignment.CLEAN_SHARE) == (findings.REGION_DILATION_PX, annotate.CLEAN_SHARE)
 
 
 def test_the_share_inside_counts_what_leaves_the_region() -> None:
