@@ -38,10 +38,11 @@ from engines.contracts import (
     OperatingPoint,
     QueryLevel,
     Wording,
+    Words,
 )
 from engines.decode import SLOTS, DecodeLoop, End, Question
 from engines.drafts import Drafts
-from engines.findings import FACE_PARTS, ConceptEvidence, farthest, within
+from engines.findings import FACE_PARTS, ConceptEvidence, farthest, usual_at, within
 from engines.measure import measure_region
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, Level, PhraseTrie, Task, loc_answer, parse_markup
@@ -63,6 +64,7 @@ class _Shown(NamedTuple):
     probability_HW: NDArray[np.float32]
     confidence: np.float32
     measured: dict[str, float]
+    usual: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Answer:
     """The asked region, which a [SEG] without a phrase speaks of."""
     shown: list[_Shown] | None = None
     """What each [SEG] shows on the face that was asked about, where it was looked at already."""
+    words: Words = "fixed"
 
     @property
     def truncated(self) -> bool:
@@ -330,7 +333,7 @@ class Analyzer:
             mask_HW, confidence = (masks_MHW[shown], float(confidence_M[shown])) if tampered else (np.zeros((size, size), np.float32), 0.0)
             if tampered != bool(text.evidence) or not text.text:
                 said = parse_markup(loc_answer(tampered, one.level, one.phrase))[0]
-                text = Explanation(said, said, (), text.truncated)
+                text = Explanation(said, said, (), text.truncated, "fixed")
             assert place.tampered_probability is not None, "localisation states its probability"
             answers.append(AreaAnswer(tampered, place.tampered_probability, mask_HW, confidence, text))
             shown += tampered
@@ -389,7 +392,8 @@ class Analyzer:
             untouched = sorted(set(range(len(asked))) - set(doubted))
             faces = self.regions(encoded, [asked[number].row for number in untouched])
             for number in untouched:
-                answers[number].ids = self._told_clean(encoded, asked[number], faces[asked[number].row].drawn(self._side)) or list(clean)
+                if ids := self._told_clean(encoded, asked[number], faces[asked[number].row].drawn(self._side)):
+                    answers[number].ids, answers[number].words = ids, "measured"
         for number, answer in zip(doubted, self._decode(encoded, [asked[n] for n in doubted], task), strict=True):
             answers[number] = answer
         return answers
@@ -457,7 +461,7 @@ class Analyzer:
             budget = min(spec.max_new_tokens, spec.capacity - len(inputs_SE))
             return Question(inputs_SE, self._trie(one.concept), budget, one.deadline_s, to_name)
 
-        answers = [Answer(within=one.box) for one in asked]
+        answers = [Answer(within=one.box, words="decoded") for one in asked]
         for number, written in self._loop.answers(map(question, asked, places)) if asked else ():
             answers[number].ids, answers[number].seg_embeds, answers[number].end = written.ids, written.seg_embeds, written.end
         return answers
@@ -499,14 +503,14 @@ class Analyzer:
                 if words := self._said(encoded, one, self._marked(encoded, one, found[one.row], mask_HW), task):
                     drafts[number] = _Draft(one, found[one.row], words)
             elif ids := self._told_clean(encoded, one, found[one.row]):
-                told[number] = Answer(ids, within=one.box)
+                told[number] = Answer(ids, within=one.box, words="measured")
         if task == "toe":
-            return told | {number: Answer(draft.words.ids, within=draft.one.box) for number, draft in drafts.items()}
+            return told | {number: Answer(draft.words.ids, within=draft.one.box, words="measured") for number, draft in drafts.items()}
         return told | dict(zip(drafts, self._grounded(encoded, list(drafts.values()), task), strict=True))
 
     def _grounded(self, encoded: dict[str, NDArray[Any]], drafts: Sequence[_Draft], task: Task) -> list[Answer]:
         """The [SEG] states of drafts, and the words for what is measured under the masks that they drive."""
-        answers = [Answer(draft.words.ids, within=draft.one.box) for draft in drafts]
+        answers = [Answer(draft.words.ids, within=draft.one.box, words="measured") for draft in drafts]
         self._fill_seg_embeds(encoded["prefix_embeds"], [draft.one for draft in drafts], answers, task)
         drawn = zip(*self.masks(encoded, [draft.one.row for draft in drafts], answers), strict=True)
         for number, (draft, answer) in enumerate(zip(drafts, answers, strict=True)):
@@ -516,8 +520,9 @@ class Analyzer:
             evidence = measured_words.measured(encoded["crops"][draft.one.row], draft.found, shown, level=draft.one.level)
             if words := self._said(encoded, draft.one, evidence, task):
                 embeds = dict(zip(concepts, answer.seg_embeds, strict=True))
-                seen = [_Shown(*masks[item.concept], item.measured) for item in words.told]
-                answers[number] = Answer(words.ids, [embeds[item.concept] for item in words.told], within=draft.one.box, shown=seen)
+                seen = [_Shown(*masks[item.concept], item.measured, usual_at(item.concept, item.measured, item.claim.extent)) for item in words.told]
+                embeds_told = [embeds[item.concept] for item in words.told]
+                answers[number] = Answer(words.ids, embeds_told, within=draft.one.box, shown=seen, words="measured")
         return answers
 
     def _marked(self, encoded: dict[str, NDArray[Any]], one: _Asked, found: Regions, mask_HW: NDArray[np.float32]) -> tuple[ConceptEvidence, ...]:
@@ -717,12 +722,13 @@ class Analyzer:
                     mask_probability_HW=mask_HW,
                     mask_confidence=float(confidence),
                     measured=measure_region(crop_HWC, _at_crop_size(mask_HW, crop_HWC.shape[0])) if shown is None else shown.measured,
+                    usual={} if shown is None else shown.usual,
                 )
                 for span, mask_HW, confidence, shown in zip(  # truncation drops the last phrases
                     spans, masks_MHW[own], confidence_M[own], answer.shown or repeat(None), strict=False
                 )
             )
-            explanations.append(Explanation(text, markup, evidence, answer.truncated))
+            explanations.append(Explanation(text, markup, evidence, answer.truncated, answer.words))
         return explanations
 
 

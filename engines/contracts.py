@@ -32,6 +32,9 @@ adds the part `region_parser` and `region_mask_cut`; bundles before it name plac
 before it say what their decoders write."""
 
 Wording = Literal["decoded", "measured"]
+Words = Literal["measured", "decoded", "fixed"]
+"""Whose words one text has. "measured": each amount in it was measured on the crop. "decoded": the decoder wrote it, and amounts in it are what such
+faces tend to show, not what this one does. "fixed": a set sentence without amounts."""
 
 APPEARANCE_SIZE = 32
 """Bytes of `Analysis.appearance`."""
@@ -184,6 +187,8 @@ class Evidence:
     """Predicted IoU of the mask, in [0, 1]."""
     measured: dict[str, float] = field(default_factory=dict)
     """Measurements of the crop inside against around the mask, by name (`engines.measure`)."""
+    usual: dict[str, float] = field(default_factory=dict)
+    """The same of real faces, at the same concept and for a like share of it: their mean. Empty in a text that was not worded from measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +201,7 @@ class Explanation:
     evidence: tuple[Evidence, ...]
     truncated: bool = False
     """The token limit or the deadline was reached; the text ends at the last whole sentence."""
+    words: Words = "decoded"
 
 
 @dataclass(frozen=True, slots=True)

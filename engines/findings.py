@@ -177,12 +177,23 @@ def baseline() -> dict[str, dict[str, dict[str, list[float]]]]:
     return table
 
 
+def baseline_of(concept: str) -> dict[str, dict[str, list[float]]]:
+    """Of a concept; of a rare atom that of its sub-part."""
+    return next(baseline()[node] for node in reversed(fict.concepts()[concept].path) if node in baseline())
+
+
 def usual(concept: str, measurement: Measurement, extent: float) -> tuple[float, float]:
     """Mean and standard deviation of a `comparable` measurement over real faces, for a mask that covers `extent` of the concept."""
-    normal = next(baseline()[node] for node in reversed(fict.concepts()[concept].path) if node in baseline())  # rare atoms: that of their sub-part
+    normal = baseline_of(concept)
     weight = min(max((extent - PATCH_EXTENT) / (WHOLE_EXTENT - PATCH_EXTENT), 0.0), 1.0)
     (whole, whole_spread), (patch, patch_spread) = normal["whole"][measurement], normal["patch"][measurement]
     return weight * whole + (1 - weight) * patch, weight * whole_spread + (1 - weight) * patch_spread
+
+
+def usual_at(concept: str, measured: Mapping[str, float], extent: float) -> dict[str, float]:
+    """What real faces show, on average, of each measurement that a baseline is known of, in the units of `engines.measure`."""
+    known = baseline_of(concept)["whole"]
+    return {name: round(_literal(name, usual(concept, name, extent)[0]), 4) for name in get_args(Measurement) if name in measured and name in known}
 
 
 def _departed(image_HWC: NDArray[np.uint8], area_HW: NDArray[np.bool_], concept: str, found: Regions) -> dict[Measurement, float]:

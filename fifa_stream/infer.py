@@ -493,7 +493,7 @@ class FramePipeline:
             else tuple(
                 _evidence_item(f"{number}.{index}", evidence, face.crop, picture.size_hw) for index, evidence in enumerate(explanation.evidence)
             ),
-            explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup),
+            explanation=None if explanation is None else ExplanationText(text=explanation.text, markup=explanation.markup, words=explanation.words),
             notes=tuple(notes),
         ).seen_as(analysis.appearance)
 
@@ -572,7 +572,7 @@ def _face_answer(number: int, answer: AreaAnswer, crop: Crop, frame_size_hw: tup
         mask=_run_lengths(mask_HW),
         mask_confidence=answer.mask_confidence,
         box=tight_box(mask_HW),
-        explanation=ExplanationText(text=explanation.text, markup=explanation.markup),
+        explanation=ExplanationText(text=explanation.text, markup=explanation.markup, words=explanation.words),
         evidence=tuple(
             _evidence_item(f"{number}.query.{index}", evidence, crop, frame_size_hw, only_in=box_xyxy)
             for index, evidence in enumerate(explanation.evidence)
@@ -592,6 +592,7 @@ def _evidence_item(item_id: str, evidence: Evidence, crop: Crop, frame_size_hw: 
         mask_confidence=evidence.mask_confidence,
         box=tight_box(mask_HW),
         measured={name: round(value, 4) for name, value in evidence.measured.items()},
+        usual=evidence.usual,
     )
 
 

@@ -20,6 +20,7 @@ from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.records import (
     Box,
     EvidenceItem,
+    ExplanationText,
     FaceAnswer,
     FaceVerdict,
     Note,
@@ -31,7 +32,7 @@ from fifa_stream.records import (
     Verdict,
 )
 from fifa_stream.video import VideoLimits, open_chunk
-from fifa_stream.views import INKS, FaceView, hit_path, jpeg, pieces, shown_frame, tint
+from fifa_stream.views import INKS, FaceView, hit_path, jpeg, measurements, origin, pieces, shown_frame, tint
 
 MAX_SHOWN_FRAMES = 24
 """Of one video."""
@@ -267,7 +268,7 @@ def _face(face_id: str, face: FaceVerdict, query: QueryAnswered | None, point: O
     asked = None if query is None else _asked(face_id, face, query)
     shown = marks if asked is None else (*marks, *asked.marks)
     view = "" if image_HWC is None else _view(face, shown, image_HWC, None if query is None else query.box)
-    explanation = "" if face.explanation is None else _explanation(face.explanation.text, face.evidence, marks)
+    explanation = "" if face.explanation is None else _explanation(face.explanation, face.evidence, marks)
     return (
         f'<section data-face="{face_id}"><div class="view">{view}</div><div><div class="heading"><h3>Face {face.id + 1}</h3>'
         f'<span class="score">{face.fake_score:.3f}</span>{_chip(face.label.value)}</div>{_scale(face.fake_score, point)}'
@@ -294,7 +295,7 @@ def _answer(asked: _Asked) -> str:
     return (
         f'<div class="answer"><div class="heading"><h4>Asked: {area}</h4><span>{answer.tampered_probability:.3f}</span>'
         f"{_chip('tampered' if answer.tampered else 'clean')}</div>"
-        f"{_explanation(answer.explanation.text, answer.evidence, asked.evidence)}{_evidence_table(answer.evidence)}</div>"
+        f"{_explanation(answer.explanation, answer.evidence, asked.evidence)}{_evidence_table(answer.evidence)}</div>"
     )
 
 
@@ -319,10 +320,11 @@ def _types(face: FaceVerdict) -> str:
     return f'<div class="quiet">If it is a fake, it is of type</div><div class="types">{rows}</div>'
 
 
-def _explanation(text: str, evidence: Sequence[EvidenceItem], marks: Sequence[_Mark]) -> str:
+def _explanation(told: ExplanationText, evidence: Sequence[EvidenceItem], marks: Sequence[_Mark]) -> str:
     """The plain text with a button on the character span of each phrase; spans that overlap an earlier one stay text."""
-    parts = (escape(part) if index is None else marks[index].button(part) for part, index in pieces(text, evidence))
-    return f'<p class="explanation">{"".join(parts)}</p>'
+    parts = (escape(part) if index is None else marks[index].button(part) for part, index in pieces(told.text, evidence))
+    known = f'<p class="quiet">{escape(said)}</p>' if (said := origin(told)) else ""
+    return f'<p class="explanation">{"".join(parts)}</p>{known}'
 
 
 def _evidence_table(evidence: Sequence[EvidenceItem]) -> str:
@@ -330,7 +332,7 @@ def _evidence_table(evidence: Sequence[EvidenceItem]) -> str:
         return ""
     rows = []
     for item in evidence:
-        measured = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in item.measured.items())
+        measured = ", ".join(f"{name} {value}" for name, value in measurements(item))
         rows.append(
             f"<tr><td>{escape(item.phrase)}</td><td>{escape(' / '.join(item.concept_path))}</td>"
             f'<td class="number">{item.mask_confidence:.2f}</td><td>{escape(measured)}</td></tr>'

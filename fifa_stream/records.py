@@ -19,12 +19,12 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from engines import fict
-from engines.contracts import Label
+from engines.contracts import Label, Words
 
-SCHEMA_VERSION: Final = "1.3"
+SCHEMA_VERSION: Final = "1.4"
 """Of the verdict: minor grows with optional fields, major breaks. 1.1 gives `query` a type and answers; in 1.0 it was the bare question.
 1.2 adds video: `frames`, and `duration_ms` and `num_frames` of `media`; and the note `shed`, with which `width` and `height` of `media` are null.
-1.3 fills `timeline`, `segments` and `stream`, which were reserved."""
+1.3 fills `timeline`, `segments` and `stream`, which were reserved. 1.4 adds `words` to explanations and `usual` to evidence."""
 
 VERDICT_TYPE = "fifa.verdict.v1"
 VERDICT_SCHEMA = f"urn:fifa-stream:verdict:{SCHEMA_VERSION}"
@@ -284,6 +284,9 @@ class EvidenceItem(_Wire):
     box: Box | None
     """Tight box of the mask; null when the mask is empty."""
     measured: dict[str, float] = {}
+    """Measurements of the face crop inside the mask against around it, by name."""
+    usual: dict[str, float] = Field(default={}, exclude_if=lambda usual: not usual)
+    """The same of real faces at this place: their mean. Left out of a text that was not worded from measurements, and before 1.4."""
 
 
 class ExplanationText(_Wire):
@@ -291,6 +294,9 @@ class ExplanationText(_Wire):
 
     text: str
     markup: str
+    words: Words | None = Field(default=None, exclude_if=lambda words: words is None)
+    """Whose words these are: "measured" (every amount was measured on this face), "decoded" (the language decoder's; amounts are what such faces
+    tend to show) or "fixed" (a set sentence without amounts). Left out before 1.4."""
 
 
 class Quality(_Wire):
@@ -485,7 +491,7 @@ class Verdict(_Wire):
     the highest fake_score.
     """
 
-    schema_version: Literal["1.0", "1.1", "1.2", "1.3"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1", "1.2", "1.3", "1.4"] = SCHEMA_VERSION
     id: str
     """'topic/partition/offset', or the media digest where there is no broker."""
     input: InputCoordinates | None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines.contracts import Box, Mask, MaskError
-from fifa_stream.records import EvidenceItem, RunLengths
+from fifa_stream.records import EvidenceItem, ExplanationText, RunLengths
 
 FRAME_SIDE_PX = 640
 """Longest side of a frame as it is shown."""
@@ -79,6 +79,20 @@ class FaceView:
 def decode_mask(run_lengths: RunLengths) -> NDArray[np.bool_]:
     """(height, width) of the run lengths of a verdict. Raises MaskError."""
     return Mask(run_lengths.size, run_lengths.counts).decode()
+
+
+GUESSED = "These are the words of the language decoder: amounts in them are what such faces tend to show, not what was measured on this one."
+
+
+def origin(explanation: ExplanationText | None) -> str:
+    """What a reader must know of the words; empty where they can be taken as they are, or nobody knows."""
+    return GUESSED if explanation is not None and explanation.words == "decoded" else ""
+
+
+def measurements(item: EvidenceItem) -> list[tuple[str, str]]:
+    """Name and value, with what real faces show there where that is known."""
+    usual = {name: f" (usually {value:g})" for name, value in item.usual.items()}
+    return [(name.replace("_", " "), f"{value:g}{usual.get(name, '')}") for name, value in item.measured.items()]
 
 
 def pieces(text: str, evidence: Sequence[EvidenceItem]) -> list[tuple[str, int | None]]:

@@ -24,7 +24,7 @@ from fifa_stream.review.export import export_case, export_name
 from fifa_stream.review.pictures import Pictures
 from fifa_stream.review.queue import Order, Standing, Wanted, ordered, sampling_of
 from fifa_stream.review.sources import NoPicture
-from fifa_stream.views import INKS, FaceView, hit_path, jpeg, pieces, shown_frame, tint
+from fifa_stream.views import INKS, FaceView, hit_path, jpeg, measurements, origin, pieces, shown_frame, tint
 
 Json = dict[str, Any]
 
@@ -211,6 +211,7 @@ class Desk:
                 "probability": answer.tampered_probability,
                 "area": None if answer.box is None else _mark(view, size, answer.mask, first + len(answer.evidence), seen.query.words),
                 "pieces": [[visible(part, MAX_TEXT), None if index is None else first + index] for part, index in _cut(answer)],
+                "origin": origin(answer.explanation),
             }
         return {
             "id": face.id,
@@ -222,6 +223,7 @@ class Desk:
             "types": [[visible(name, MAX_NAME), p] for name, p in list(face.forgery_type.probs.items())[:16]],
             "view": [view.width, view.height],
             "pieces": [[visible(part, MAX_TEXT), index] for part, index in _cut(face)],
+            "origin": origin(face.explanation),
             "marks": [_mark(view, size, item.mask, number, item.phrase) | _measured(item) for number, item in enumerate(_phrases(face, answer))],
             "answer": asked,
             "askedBox": None if seen.query is None or seen.query.box is None else view.box(seen.query.box),
@@ -452,7 +454,7 @@ def _measured(item: EvidenceItem) -> Json:
     return {
         "path": " / ".join(visible(part, MAX_NAME) for part in item.concept_path[:12]),
         "confidence": item.mask_confidence,
-        "measured": [[visible(name, MAX_NAME), f"{value:g}"] for name, value in list(item.measured.items())[:24]],
+        "measured": [[visible(name, MAX_NAME), value] for name, value in measurements(item)[:24]],
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from torch import nn
 from engines import fict
 from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
 from engines.bundle import Bundle
+from engines.claims import Measurement
 from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Explanation, Label, OperatingPoint, TensorSpec
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, Task, loc_answer, parse_markup
 from engines.regions import NUM_CHANNELS, channels
@@ -536,6 +537,7 @@ def test_measured_words_and_the_evidence_beside_them_are_of_the_same_pixels(refe
         shown = {e.concept: mask_HW >= 0.5 for e, mask_HW in zip(explanation.evidence, shown_at(explanation, 56), strict=True)}
         evidence = measured(images[row], analyzer.regions(encoded, [row])[row].drawn(56), shown, level="image")
         assert {item.concept: item.measured for item in evidence} == {e.concept: e.measured for e in explanation.evidence}
+        assert all(set(e.usual) == set(e.measured) & set(get_args(Measurement)) and e.usual for e in explanation.evidence)
         again = worded(evidence, forgery_type=analyzer._type(encoded, row), level="image", asked=None)
         assert again is not None and parse_markup(again.markup)[0] == explanation.text and not answer.truncated
 
@@ -554,6 +556,20 @@ def test_the_decoder_writes_only_what_cannot_be_measured(reference: Bundle, crop
         answers = analyzer.ask(analyzer.encode(crops(2)), range(2), task, [None] * 2)
         assert wrote.pop() == written
         assert all(bool(answer.seg_embeds) == (task == "age") for answer in answers) or written
+
+
+def test_a_text_says_whose_words_it_has(reference: Bundle, crops: Crops) -> None:
+    whose = {}
+    for wording in ("measured", "decoded"):
+        analyzer = Analyzer(measuring(reference), wording=wording)  # type: ignore[arg-type]
+        doubted, certain = (analyzer.operating_point.model_copy(update={"real_below": cut}) for cut in (0.0, 1.0))
+        (told,) = analyzer.analyze(crops(1), explain=["always"], queries=["right_iris"], points=[doubted])
+        (clean,) = analyzer.analyze(crops(1), explain=["always"], points=[certain])
+        assert told.explanation is not None and clean.explanation is not None and told.answer is not None
+        whose[wording] = told.explanation.words, told.answer.explanation.words, clean.explanation.words
+        assert all(bool(item.usual) == (wording == "measured") for item in told.explanation.evidence)
+    assert whose["measured"] == ("measured",) * 3
+    assert whose["decoded"][0] == "decoded" and whose["decoded"][1] in ("decoded", "fixed") and whose["decoded"][2] == "fixed"
 
 
 def test_measured_words_are_left_to_the_decoder_where_it_is_asked_for(reference: Bundle, crops: Crops) -> None:

@@ -122,8 +122,8 @@ class BrightnessAnalyzer:
 
 
 def _too_sharp(mask_HW: NDArray[np.float32]) -> Explanation:
-    evidence = Evidence("left cheek", (4, 14), "left_cheek", mask_HW, 0.75, {"sharpness_ratio": 1.5})
-    return Explanation("The left cheek is too sharp.", "The <p> left cheek </p> [SEG] is too sharp.", (evidence,))
+    evidence = Evidence("left cheek", (4, 14), "left_cheek", mask_HW, 0.75, {"sharpness_ratio": 1.5}, {"sharpness_ratio": 1.02})
+    return Explanation("The left cheek is too sharp.", "The <p> left cheek </p> [SEG] is too sharp.", (evidence,), words="measured")
 
 
 def _answer(score: float, mask_HW: NDArray[np.float32]) -> AreaAnswer:

@@ -119,7 +119,7 @@ def test_what_is_really_written_is_valid_by_the_document() -> None:
     message, record = DOCUMENT["components"]["messages"]["verdict"], real_verdict()
     validator(message["headers"]).validate({name: value.decode() for name, value in record.headers})
     validator(message["payload"]).validate(json.loads(record.value or b""))
-    for golden in ("verdict-1.0.json", "verdict-1.1.json", "verdict-1.2.json", "verdict.json"):
+    for golden in ("verdict-1.0.json", "verdict-1.1.json", "verdict-1.2.json", "verdict-1.3.json", "verdict.json"):
         validator(message["payload"]).validate(json.loads((ROOT / "tests" / "golden" / golden).read_bytes()))
 
 

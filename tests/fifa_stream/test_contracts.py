@@ -232,7 +232,7 @@ def test_a_change_of_the_verdict_raises_its_version() -> None:
     assert without_words(golden_schema(f"verdict-{SCHEMA_VERSION}.json")) == without_words(schema_file("verdict.json"))
 
 
-@pytest.mark.parametrize("name", ["verdict-1.0.json", "verdict-1.1.json", "verdict-1.2.json", "verdict.json"])
+@pytest.mark.parametrize("name", ["verdict-1.0.json", "verdict-1.1.json", "verdict-1.2.json", "verdict-1.3.json", "verdict.json"])
 def test_verdicts_of_every_version_are_valid_by_their_own_schema_and_still_read(name: str) -> None:
     payload = (GOLDEN / name).read_bytes()
     document = json.loads(payload)

@@ -223,8 +223,8 @@ def test_a_verdict_states_its_version_in_body_and_headers() -> None:
     frame = parsed()
     answer = verdict(frame)
     headers = dict(verdict_record(answer, frame).headers)
-    assert json.loads(answer.to_bytes())["schema_version"] == "1.3"
-    assert (headers["fifa-schema-version"], headers["ce_dataschema"]) == (b"1.3", b"urn:fifa-stream:verdict:1.3")
+    assert json.loads(answer.to_bytes())["schema_version"] == "1.4"
+    assert (headers["fifa-schema-version"], headers["ce_dataschema"]) == (b"1.4", b"urn:fifa-stream:verdict:1.4")
 
 
 def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_and_why() -> None:

@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from engines.contracts import Mask, MaskError, tight_box
-from fifa_stream.records import EvidenceItem, RunLengths
-from fifa_stream.views import FaceView, decode_mask, pieces
+from fifa_stream.records import EvidenceItem, ExplanationText, RunLengths
+from fifa_stream.views import FaceView, decode_mask, measurements, origin, pieces
 
 
 def run_lengths(mask_HW: NDArray[np.bool_]) -> RunLengths:
@@ -69,3 +69,15 @@ def test_a_text_is_cut_and_never_changed(text: str, spans: list[tuple[int, int]]
 
 def test_a_phrase_that_overlaps_an_earlier_one_stays_text() -> None:
     assert pieces("left eye and nose", [item((0, 8)), item((5, 12)), item((13, 17))]) == [("left eye", 0), (" and ", None), ("nose", 2)]
+
+
+def test_a_measurement_stands_beside_what_real_faces_show_and_guessed_amounts_are_said_to_be() -> None:
+    mask = RunLengths(size=(2, 2), counts="04")
+    item = EvidenceItem(
+        id="0.0", phrase="nose", char_span=(0, 4), concept="nose", concept_path=("nose",), mask=mask, mask_confidence=0.5, box=None,
+        measured={"sharpness_ratio": 0.85, "asymmetry": 1.2}, usual={"sharpness_ratio": 1.09},
+    )  # fmt: skip
+    assert measurements(item) == [("sharpness ratio", "0.85 (usually 1.09)"), ("asymmetry", "1.2")]
+    told = ExplanationText(text="The nose is flat.", markup="The <p> nose </p> [SEG] is flat.")
+    assert [bool(origin(told.model_copy(update={"words": words}))) for words in ("decoded", "measured", "fixed", None)] == [True, False, False, False]
+    assert origin(None) == ""

@@ -234,11 +234,11 @@ function faceSection(told, face, index) {
     scale(face.score, told.point),
     el("p", { class: "quiet" }, `If it is a fake: ${face.types.map(([name, p]) => `${name.replaceAll("_", " ")} ${(100 * p).toFixed(0)} %`).join(", ")}`),
   );
-  if (face.pieces.length) words.append(explanation(face.pieces, face.marks), evidenceTable(face.marks));
+  if (face.pieces.length) words.append(explanation(face.pieces, face.marks), ...originOf(face), evidenceTable(face.marks));
   if (face.answer) {
     words.append(el("div", { class: "answer" },
       el("div", { class: "heading" }, el("h4", {}, "Asked: ", area === null ? face.answer.words : phraseButton(face.answer.words, area)), el("span", {}, face.answer.probability.toFixed(3)), chip(face.answer.tampered ? "tampered" : "clean")),
-      explanation(face.answer.pieces, face.marks)));
+      explanation(face.answer.pieces, face.marks), ...originOf(face.answer)));
   }
   words.append(...noteList(face.notes));
   section.append(el("div", { class: "view" }, faceView(told, face, marks)), words);
@@ -262,6 +262,8 @@ function faceView(told, face, marks) {
 const phraseButton = (text, mark) => el("button", { type: "button", class: `phrase k${mark.ink}`, "data-evidence": mark.n, "aria-pressed": "false" }, text);
 const explanation = (pieces, marks) => el("p", { class: "explanation" }, ...pieces.map(([text, number]) => number === null ? text : phraseButton(text, marks[number])));
 
+const originOf = (told) => told.origin ? [el("p", { class: "quiet" }, told.origin)] : [];
+
 function scale(score, point) {
   const real = 100 * point.realBelow, fake = 100 * point.fakeAt;
   return svg("svg", { class: "scale", viewBox: "0 0 100 14", preserveAspectRatio: "none", role: "img", "aria-label": `score ${score.toFixed(3)} on a scale from 0, real, to 1, fake` },
@@ -271,7 +273,7 @@ function scale(score, point) {
 
 function evidenceTable(marks) {
   const body = el("tbody", {}, ...marks.map((mark) => el("tr", {}, el("td", { class: "name" }, mark.words), el("td", { class: "name" }, mark.path),
-    el("td", { class: "number" }, mark.confidence.toFixed(2)), el("td", { class: "name" }, mark.flaw ?? mark.measured.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ")))));
+    el("td", { class: "number" }, mark.confidence.toFixed(2)), el("td", { class: "name" }, mark.flaw ?? mark.measured.map(([name, value]) => `${name} ${value}`).join(", ")))));
   const head = el("tr", {}, ...["Phrase", "Concept", "Mask confidence", "Measured, inside against around"].map((name) => el("th", { scope: "col" }, name)));
   return el("details", {}, el("summary", {}, "Evidence"), el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Evidence" }, el("table", {}, el("thead", {}, head), body)));
 }
