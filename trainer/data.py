@@ -97,7 +97,13 @@ class PairedBatches(Dataset[PairedBatch]):
         if rng.random() < REFOCUSED:
             real, fake = augment.refocus_one(rng, real, fake)
         draw, is_fake = self._covered(rng, draw, pair)
-        other = draw if pair.twins else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur, cover=draw.cover)
+        if self.config.h264_share and rng.random() < self.config.h264_share:  # recipes without it draw what they always drew
+            draw = replace(draw, crf=int(rng.integers(augment.CRF[0], augment.CRF[1] + 1)))
+        other = (
+            draw
+            if pair.twins
+            else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur, cover=draw.cover, crf=draw.crf)
+        )
         clean = np.zeros((self.grid, self.grid), np.float32)
         target = clean
         if pair.alpha_HW is not None:

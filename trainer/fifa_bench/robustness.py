@@ -9,7 +9,6 @@ The sweep knows no engine. It takes what scores a batch of crops, and optionally
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from trainer.augment import h264
 from trainer.faces import Face, ImageHWC, fit
 from trainer.fifa_bench.detection import auc, resampled_auc, usable_percentiles
 from trainer.fifa_bench.intervals import drawn_units
@@ -30,14 +30,6 @@ ScoreFaces = Callable[[CropsBHWC], NDArray[np.float64]]
 LocateFakes = Callable[[CropsBHWC], Sequence[MaskHW]]
 """The same crops to one mask each, of the references' size."""
 
-CLIP_FRAMES = 9
-"""Of the clip a crop is encoded in: long enough for predicted frames on both sides of the middle one."""
-PAN_PX = 1
-"""How far the picture moves from frame to frame. A clip that stands still costs the codec nothing: its middle frame would be a mere still."""
-FRAMES_PER_S = 25
-X264 = {"preset": "medium", "x264-params": "cpu-independent=1"}
-"""Without the second, x264's choice of bits (its macroblock tree) differs from run to run even on one thread."""
-
 
 # --- Perturbations ----------------------------------------------------------------------------------------------------------------------------
 
@@ -47,34 +39,6 @@ def jpeg(image_HWC: ImageHWC, quality: int) -> ImageHWC:
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, encoded = cv2.imencode(".jpg", image_HWC[..., ::-1], options)
     return np.ascontiguousarray(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))[..., ::-1])
-
-
-def h264(image_HWC: ImageHWC, crf: int) -> ImageHWC:
-    """The middle frame of a slow pan over the crop, encoded by x264 (preset medium, 4:2:0) at a constant rate factor and decoded.
-
-    Raises ModuleNotFoundError without PyAV.
-    """
-    try:
-        import av
-    except ImportError:
-        raise ModuleNotFoundError("H.264 needs PyAV, which is not installed; pip install 'fifa-stream[video]'") from None
-    height, width = image_HWC.shape[:2]
-    reach = CLIP_FRAMES // 2 * PAN_PX
-    padded = np.pad(image_HWC, ((0, height % 2), (reach, reach + width % 2), (0, 0)), "edge")  # 4:2:0 needs even sides
-    encoder = av.VideoCodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    encoder.framerate, encoder.thread_count, encoder.options = Fraction(FRAMES_PER_S), 1, {"crf": str(crf), **X264}
-    decoder = av.VideoCodecContext.create("h264", "r")
-    decoder.thread_count = 1
-    packets = []
-    for number in range(CLIP_FRAMES):
-        shifted = np.ascontiguousarray(padded[:, number * PAN_PX : number * PAN_PX + encoder.width])
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(shifted, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
-        frame.pts = number
-        packets += encoder.encode(frame)
-    frames = [frame for packet in (*packets, *encoder.encode(None)) for frame in decoder.decode(packet)] + decoder.decode(None)
-    decoded_HWC = cv2.cvtColor(frames[CLIP_FRAMES // 2].to_ndarray(), cv2.COLOR_YUV2RGB_I420)
-    return np.ascontiguousarray(decoded_HWC[:height, :width])
 
 
 def rescaled(image_HWC: ImageHWC, divisor: int) -> ImageHWC:
