@@ -8,6 +8,7 @@ drawn comes from the sequence's seed.
     attribute    StarGAN edits of CelebA faces
     local        our own manipulations of 0.5 to 40 % of the face (`trainer.corpus.own_manipulation`)
     synthesis    StyleGAN2 and SD 2.1 faces, of which there are no twins: they come by a cut, between shots of real people
+    restless     nobody is manipulated: a real person changes places with another photograph of theirs (neutral and smiling, or another clip)
 """
 
 import math
@@ -27,8 +28,9 @@ from fifa_stream.mp4 import MP4
 from trainer.corpus import own_manipulation
 from trainer.faces import Face, ImageHWC, Part
 
-Family = Literal["swap_curated", "swap_loose", "attribute", "local", "synthesis"]
+Family = Literal["swap_curated", "swap_loose", "attribute", "local", "synthesis", "restless"]
 FAMILIES: tuple[Family, ...] = ("swap_curated", "swap_loose", "attribute", "local", "synthesis")
+"""Those that `plans` draws; `restless_plans` draws the control."""
 SHARES: dict[Family, float] = {"swap_curated": 0.3, "swap_loose": 0.25, "attribute": 0.2, "local": 0.125, "synthesis": 0.125}
 """Of the sequences of a part."""
 Staging = Literal["one", "cut", "two"]
@@ -46,6 +48,7 @@ SIDES: dict[Family, tuple[float, float]] = {
     "attribute": (0.85, 1.05),
     "local": (0.6, 0.8),
     "synthesis": (0.6, 0.8),
+    "restless": (0.6, 0.8),
 }
 """Of a still, in heights of the frame: CelebA's faces fill less of theirs."""
 PAD = 0.2
@@ -54,7 +57,7 @@ PAD = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A still, and the forgery made of it where one is shown."""
+    """A still, and the forgery made of it where one is shown; in `restless` another real still in its place."""
 
     name: str
     unit: str
@@ -94,6 +97,8 @@ class Script:
     shots: tuple[Shot, ...]
     tampered: tuple[Interval, ...]
     codec: Literal["jpeg", "h264"]
+    swapped: tuple[Interval, ...] = ()
+    """Where another photograph of the same person is shown: the face jumps, and nothing is manipulated."""
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -122,7 +127,15 @@ class Script:
 
     def is_tampered(self, person: int, frame: int) -> bool:
         """Whether a person is manipulated in a frame."""
-        return any(interval.person == person and interval.first <= frame < interval.end for interval in self.tampered)
+        return _covers(self.tampered, person, frame)
+
+    def shows_second(self, person: int, frame: int) -> bool:
+        """Whether a frame shows the second still of a person: their forgery, or another photograph."""
+        return self.is_tampered(person, frame) or _covers(self.swapped, person, frame)
+
+
+def _covers(intervals: Sequence[Interval], person: int, frame: int) -> bool:
+    return any(interval.person == person and interval.first <= frame < interval.end for interval in intervals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +166,42 @@ def plans(faces: Sequence[Face], part: Part, count: int, *, seed: int = 0, famil
     for family in families:
         for number in range(round(count * SHARES[family])):
             made.append(_plan(pool, family, number, np.random.default_rng([909, seed, zlib.crc32(f"{part} {family} {number}".encode())]), part))
+    return made
+
+
+def restless_plans(faces: Sequence[Face], part: Part, count: int) -> list[Plan]:
+    """So many sequences, half of London and AMFD (smiling and neutral), half of DFDC (another clip), as far as the part has people with two photographs;
+    none where it has none."""
+    rng = np.random.default_rng([910, zlib.crc32(part.encode())])
+    units: dict[str, list[Face]] = {}
+    for face in faces:
+        if face.part == part and not face.is_fake and face.dataset in ("dfdc", "london", "amfd"):
+            units.setdefault(f"{face.dataset}/{face.unit}", []).append(face)
+    names = sorted(unit for unit, some in units.items() if len(some) > 1)
+    kinds = [some for is_clip in (False, True) if (some := [unit for unit in names if unit.startswith("dfdc/") is is_clip])]
+    made = list[Plan]()
+    for number in range(count if kinds else 0):
+        some = kinds[number % len(kinds)]
+        unit = some[(number // len(kinds)) % len(some)]
+        one, other = (units[unit][int(place)] for place in rng.choice(len(units[unit]), 2, replace=False))
+        draws = np.random.default_rng([910, zlib.crc32(f"{part} restless {number}".encode())])
+        fps = RATES_FPS[int(draws.integers(len(RATES_FPS)))]
+        num_frames = fps * int(draws.integers(DURATION_S[0], DURATION_S[1] + 1))
+        shots = (Shot(0, num_frames, (0,)),)
+        script = Script(
+            name=f"{part}-restless-{number:03d}",
+            family="restless",
+            staging="one",
+            fps=fps,
+            num_frames=num_frames,
+            units=(unit,),
+            shots=shots,
+            tampered=(),
+            codec="h264" if number % 3 == 2 else "jpeg",
+            swapped=tuple(_intervals(draws, fps, shots, "once" if number % 4 < 2 else "twice")),
+        )
+        person = Person(one.name, unit, _tile(one.image()), _tile(other.image()))
+        made.append(Plan(script, (person,), seed=int(draws.integers(1 << 31))))
     return made
 
 
@@ -366,7 +415,7 @@ def pictures(plan: Plan) -> Iterator[ImageHWC]:
             canvas_HWC = backdrop_HWC.copy()
             for person, camera in zip(shot.people, cameras, strict=True):
                 real, fake = tiles[person]
-                tile = fake if script.is_tampered(person, frame) else real
+                tile = fake if script.shows_second(person, frame) else real
                 assert tile is not None, f"{script.name} shows a person in frame {frame} of whom there is no such image"
                 camera.paste(canvas_HWC, tile, seconds)
             canvas_HWC *= (1 + 0.08 * light(seconds)) * (1 + 0.02 * tint(seconds) * np.array([1, 0, -1], np.float32))

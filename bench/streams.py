@@ -33,7 +33,7 @@ from rich.progress import track
 from scipy.optimize import minimize
 
 from bench.run import ROOT, machine
-from bench.sequences import FAMILIES, Interval, Plan, Script, Shot, plans, records
+from bench.sequences import FAMILIES, Interval, Plan, Script, Shot, plans, records, restless_plans
 from engines.analyzer import Analyzer, ExplainPolicy
 from engines.bundle import Bundle, bundled_engine, open_bundle
 from engines.contracts import Label
@@ -50,6 +50,8 @@ from trainer.fifa_bench.intervals import UndefinedMetric, bootstrap_interval
 
 DATASETS = ("dfdc", "stargan", "ffhq_stylegan2", "sd21_faces", "london", "amfd")
 COUNTS: dict[str, int] = {"select": 96, "report": 208}
+RESTLESS: dict[str, int] = {"select": 24, "report": 48}
+"""Sequences of the control."""
 RULES = ("stream", "mean of frames", "max of frames")
 COSTS = (1, 4)
 """Faces of a frame whose cost is measured."""
@@ -74,7 +76,8 @@ class Judged:
         script = tree["script"]
         script["units"] = tuple(script["units"])
         script["shots"] = tuple(Shot(first, end, tuple(people)) for first, end, people in script["shots"])
-        script["tampered"] = tuple(Interval(*interval) for interval in script["tampered"])
+        for name in ("tampered", "swapped"):
+            script[name] = tuple(Interval(*interval) for interval in script.get(name, ()))
         return cls(Script(**script), tuple(tuple(_sighting(face) for face in frame) for frame in tree["faces"]))
 
 
@@ -100,9 +103,8 @@ def pipeline_of(bundle: Bundle, *, max_batch_faces: int = 16, explain: ExplainPo
     return FramePipeline(limits, Analyzer(bundle, appearance=True), bundle)
 
 
-def judged_sequences(data: Path, scores: Path, part: Part, bundle: Bundle, console: Console) -> list[Judged]:
+def judged_sequences(made: Sequence[Plan], scores: Path, part: Part, bundle: Bundle, console: Console) -> list[Judged]:
     """Those kept under `scores`, and the rest through the engine."""
-    made = plans(load_faces(data, DATASETS), part, COUNTS[part])
     kept, pipeline, all_judged = scores / part, pipeline_of(bundle), []
     kept.mkdir(parents=True, exist_ok=True)
     for plan in track(made, description=f"{part} sequences", console=console):
@@ -194,6 +196,18 @@ def matched(script: Script, stretches: Sequence[tuple[int, tuple[int, int]]]) ->
         for person, span in truth
     ]
     return best, sum(all(of != person or overlap(span, stretch) == 0 for person, span in truth) for of, stretch in stretches)
+
+
+def restless_rows(restless: Sequence[Replayed], ours: Sequence[Replayed]) -> list[list[object]]:
+    """False segments and final labels of people who jump, beside those of untouched people who do not."""
+    untouched = [one for one in ours if not one.judged.script.tampered]
+    rows: list[list[object]] = []
+    for name, some in (("jumps to another photograph", restless), ("does not", untouched)):
+        jumps = sum(2 * len(one.judged.script.swapped) for one in some)
+        labels = Counter(one.verdicts[-1].label for one in some)
+        shares = [f"{100 * labels[label] / max(1, len(some)):.0f} %" for label in (Label.REAL, Label.INCONCLUSIVE, Label.FAKE)]
+        rows.append([name, len(some), jumps, mean(found(one)[1] for one in some), *shares])
+    return rows
 
 
 def flips(labels: Iterable[tuple[object, bool, Label]]) -> tuple[int, int]:
@@ -727,7 +741,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(map(shown, row))} |" for row in rows), ""]
 
 
-def page(all_judged: Sequence[Judged], points: Sequence[OperatingPointUsed], part: Part) -> list[str]:
+def page(all_judged: Sequence[Judged], restless: Sequence[Judged], points: Sequence[OperatingPointUsed], part: Part) -> list[str]:
     """The figures that follow from scores alone."""
     point, usual = points[0], usual_levels(all_judged)
     kinds: dict[str, Callable[[Judged], Replayed]] = {
@@ -807,6 +821,9 @@ def page(all_judged: Sequence[Judged], points: Sequence[OperatingPointUsed], par
     lines += [f"Calibration error, 15 equal-mass bins, at the share of forgeries that these sequences have: {errors}.", ""]
     lines += ["## Labels at the end", ""]
     lines += table(("operating point", "sequences", "number", "real", "inconclusive", "fake"), labels_table(ours, points))
+    lines += ["## Jumps that are no manipulation", "", "A person nobody touched, who changes places with another photograph of theirs and back.", ""]
+    headings = ("the person", "sequences", "jumps", "false segments a sequence", "ends real", "inconclusive", "fake")
+    lines += table(headings, restless_rows([replay(judged, point) for judged in restless], ours))
     lines += ["## Who is who", ""]
     lines += table(
         ("", "faces on a track of their person", "tracks per person", "old track goes on after a cut", "temporal IoU", "AUC of the stream"),
@@ -826,16 +843,18 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     bundle = open_bundle(bundled_engine(), threads=1)
-    points = used(bundle)
+    points, faces = used(bundle), load_faces(options.data, DATASETS)
+    part: Part = "select" if options.fit else options.part
+    made = plans(faces, part, COUNTS[part])
+    all_judged = judged_sequences(made, options.scores, part, bundle, console)
     if options.fit:
-        console.print(fit(judged_sequences(options.data, options.scores, "select", bundle, console), points[0]))
+        console.print(fit(all_judged, points[0]))
         return
-    all_judged = judged_sequences(options.data, options.scores, options.part, bundle, console)
-    lines = page(all_judged, points, options.part)
+    restless = judged_sequences(restless_plans(faces, part, RESTLESS[part]), options.scores, part, bundle, console)
+    lines = page(all_judged, restless, points, options.part)
     if options.part != "report":
         print("\n".join(lines))
         return
-    made = plans(load_faces(options.data, DATASETS), "report", COUNTS["report"])
     few = made[:: len(made) // 6][:6]
     lines += ["## Other batches", "", "Against one face in a run of the engine.", ""]
     headings: tuple[str, ...] = (

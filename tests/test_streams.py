@@ -1,14 +1,31 @@
 """`python -m bench.streams`: what a sequence shows is what its script says, and a figure means what the page says."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
 
-from bench.sequences import INTERVAL_S, Interval, Plan, Script, Shot, pictures, plans, records
-from bench.streams import Heard, Judged, decoded, fit, flips, found, identity, objective, oracle, overlap, replay, segment_rows, stream_scores, used
+from bench.sequences import INTERVAL_S, Interval, Plan, Script, Shot, pictures, plans, records, restless_plans
+from bench.streams import (
+    Heard,
+    Judged,
+    decoded,
+    fit,
+    flips,
+    found,
+    identity,
+    objective,
+    oracle,
+    overlap,
+    replay,
+    restless_rows,
+    segment_rows,
+    stream_scores,
+    used,
+)
 from engines.contracts import APPEARANCE_SIZE, Label
 from fifa_stream.memory.smoothing import FITTED
 from fifa_stream.memory.tracks import Sighting
@@ -72,6 +89,22 @@ def test_pictures_show_the_forgery_inside_the_interval_and_nowhere_else(planned:
     middle = [float(picture_HWC[150:210, 210:270].mean()) for picture_HWC in pictures(plan)]
     for frame, level in enumerate(middle):
         assert (level > 130) is plan.script.is_tampered(0, frame), f"frame {frame} has {level:.0f}"
+
+
+def test_the_control_jumps_between_two_photographs_of_one_person_and_nobody_is_manipulated() -> None:
+    faces = [face for face in toy_faces() if face.dataset == "dfdc" and not face.is_fake]
+    lighter = [replace(face, name=f"{face.name}-again", encoded=jpeg(120)) for face in faces]
+    made = restless_plans([*faces, *lighter], "report", 8)
+    assert len(made) == 8 and all(plan.script.swapped and not plan.script.tampered for plan in made)
+    assert restless_plans(faces[:1], "report", 8) == []
+    plan = next(plan for plan in made if plan.people[0].real_HWC.mean() != plan.people[0].fake_HWC.mean())  # type: ignore[union-attr]
+    levels = [float(picture_HWC[150:210, 210:270].mean()) for picture_HWC in pictures(plan)]
+    second = [plan.script.shows_second(0, frame) for frame in range(plan.script.num_frames)]
+    is_lighter = bool(plan.people[0].fake_HWC.mean() > 90)  # type: ignore[union-attr]
+    assert [level > 90 for level in levels] == [shown is is_lighter for shown in second]
+    assert Judged.from_json(judged(plan.script).to_json()).script == plan.script
+    quiet, loud = (replay(judged(plan.script, real=real), POINT) for real in (0.1, 0.97))
+    assert [row[3] for row in restless_rows([quiet], [loud])] == [0, 1]
 
 
 def test_records_hold_every_frame_once_as_jpeg_or_in_chunks(planned: list[Plan]) -> None:
