@@ -170,8 +170,8 @@ def plans(faces: Sequence[Face], part: Part, count: int, *, seed: int = 0, famil
 
 
 def restless_plans(faces: Sequence[Face], part: Part, count: int) -> list[Plan]:
-    """So many sequences, half of London and AMFD (smiling and neutral), half of DFDC (another clip), as far as the part has people with two photographs;
-    none where it has none."""
+    """So many sequences, half of London and AMFD (smiling and neutral), half of DFDC (another clip), as far as the part has people with two
+    photographs; none where it has none."""
     rng = np.random.default_rng([910, zlib.crc32(part.encode())])
     units: dict[str, list[Face]] = {}
     for face in faces:
