@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -30,7 +31,7 @@ from trainer.fifa_bench.predict import AskedFace, masks_by_answer, predict, resi
 from trainer.fifa_bench.robustness import as_tables, sweep
 from trainer.fifa_bench.score import Tables, score
 from trainer.fifa_bench.shortcut import JudgedFace, shortcut_table
-from trainer.instruct import GROUPS, Recipe, subjects
+from trainer.instruct import GROUPS, OWN, Recipe, subjects
 from trainer.samples import SIDE, Prediction, Sample, read_predictions
 from trainer.shards import on_cores, read_shards, write_instructions
 
@@ -130,15 +131,24 @@ def score_file(bench: Path, predictions: Path, *, system: str = "ours", masks: P
 def detections(bench: Path, faces: Iterable[Face], score_faces: Callable[[list[Face]], NDArray[np.float32]]) -> Iterator[Prediction]:
     """What a classifier that is no engine answers to the `det` samples of a bench: `score_faces` gives (N,) raw logits, higher meaning fake.
 
-    Raises ValueError where a face of the bench is not among `faces`.
+    Manipulations of our own are no part of any set; the bench holds them. Raises ValueError where another face of it is not among `faces`.
     """
-    asked = [sample for _, of_face in read_shards(bench) for sample in of_face if sample.task == "det"]
-    by_name = {(face.dataset, face.name): face for face in faces}
+    by_name, asked = {(face.dataset, face.name): face for face in faces}, list[Sample]()
+    for crop_HWC, of_face in read_shards(bench):
+        asked += (detection := [sample for sample in of_face if sample.task == "det"])
+        for sample in detection:
+            if sample.dataset == OWN:
+                by_name[OWN, sample.name] = _as_face(crop_HWC, sample)
     if lacking := [f"{sample.dataset}/{sample.name}" for sample in asked if (sample.dataset, sample.name) not in by_name]:
         raise ValueError(f"{len(lacking)} faces of {bench} are not in the data, {lacking[0]} first; give the data that the bench was made of")
     scores_N = expit(np.float64(score_faces([by_name[sample.dataset, sample.name] for sample in asked])))
     for sample, fake_score in zip(asked, scores_N, strict=True):
         yield Prediction(id=sample.id, fake_score=float(fake_score))
+
+
+def _as_face(crop_HWC: NDArray[np.uint8], sample: Sample) -> Face:
+    png = cv2.imencode(".png", crop_HWC[..., ::-1])[1].tobytes()
+    return Face(sample.name, sample.dataset, png, None, sample.is_fake, sample.forgery_type, sample.unit, "report")
 
 
 def beside(

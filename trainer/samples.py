@@ -158,12 +158,13 @@ class Prediction(_Record):
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel]) -> int:
-    """Write one JSON line a record; returns how many."""
-    count = 0
-    with path.open("w", encoding="utf-8") as sink:
+    """Write one JSON line a record; returns how many. A file that is not finished does not have that name."""
+    count, unfinished = 0, path.with_name(f"{path.name}.part")
+    with unfinished.open("w", encoding="utf-8") as sink:
         for record in records:
             sink.write(record.model_dump_json(exclude_defaults=True) + "\n")
             count += 1
+    unfinished.replace(path)
     return count
 
 

@@ -108,6 +108,23 @@ def test_a_classifier_that_is_no_engine_answers_det_alone(bench: Path, dev: list
         list(detections(bench, dev[2:], logits))
 
 
+def test_manipulations_of_our_own_are_taken_from_the_bench(bench: Path, dev: list[Face], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("trainer.evaluate.OWN", "dfdc")
+    shown: dict[str, np.ndarray] = {}
+
+    def logits(faces: list[Face]) -> np.ndarray:
+        shown.update((face.name, face.image()) for face in faces)
+        return np.zeros(len(faces), np.float32)
+
+    assert len(list(detections(bench, [], logits))) == len(shown) == 8
+    for crop_HWC, samples in bench_faces(bench):
+        np.testing.assert_array_equal(shown[samples[0].name], crop_HWC)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="not in the data"):
+        write_jsonl(tmp_path / "plain.jsonl", detections(bench, [], logits))
+    assert not (tmp_path / "plain.jsonl").exists()
+
+
 def test_a_plain_classifier_has_a_row_of_its_ranking_alone(bench: Path, scores: dict[str, float], tmp_path: Path) -> None:
     samples = [sample for _, of_face in bench_faces(bench) for sample in of_face]
     assert baseline_row(samples, scores) == {"auc_dfdc": 0.75}  # raw scores of any scale, faces of other parts passed over
