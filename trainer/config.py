@@ -186,7 +186,7 @@ def small_longer() -> TrainConfig:
     continued = small_continued()
     vision = replace(
         continued.vision,
-        steps=3600,
+        steps=3000,
         pairs={"dfdc": 9, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "guided": 2},
         lr_last_block=1e-4,
         h264_share=0.2,
