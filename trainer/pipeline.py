@@ -20,6 +20,7 @@ from trainer.checkpoint import load_model
 from trainer.faces import Face
 from trainer.parity import parity_table
 from trainer.pretrained import centerface
+from trainer.region_parser.model import RegionParser
 from trainer.region_parser.train import load_parser
 
 PARITY_FACES = 100
@@ -54,14 +55,13 @@ def export_bundle(faces: Sequence[Face], checkpoint: Path, out: Path, *, name: s
     return seal(out, draft)
 
 
-def find_parser(source: Path) -> Manifest | None:
-    """The manifest of a sealed bundle that has a region parser, None for a finished run of `regions`; all files of either are looked at.
+def find_parser(source: Path, *, grid: int = 64) -> Manifest | RegionParser:
+    """The manifest of a sealed bundle that has a region parser, or the parser of a finished run of `regions`; all files of either are looked at.
 
     Raises BundleError for a damaged bundle, ValueError for one without a parser and for a torn run, FileNotFoundError for an unfinished one.
     """
     if not (source / MANIFEST_NAME).is_file():
-        load_parser(source)
-        return None
+        return load_parser(source, grid=grid)
     manifest = read_manifest(source)
     verify_files(source, manifest)
     if "region_parser" not in manifest.parts or manifest.build is not None:
@@ -80,10 +80,10 @@ def add_region_parser(bundle: Path, source: Path, *, version: str | None = None)
     verify_files(bundle, manifest)
     if manifest.build is not None:
         raise BundleError(BundleFault.UNSUPPORTED, f"{bundle} is a build; put the parser into the bundle that it was built from, and build again")
-    preprocess, other = manifest.preprocess, find_parser(source)
-    if other is None:
-        stored = cast(Precision, manifest.precision)
-        part = write_region_parser(load_parser(source, grid=preprocess.mask_size), bundle, image_size=preprocess.image_size, precision=stored)
+    preprocess = manifest.preprocess
+    other = find_parser(source, grid=preprocess.mask_size)
+    if isinstance(other, RegionParser):
+        part = write_region_parser(other, bundle, image_size=preprocess.image_size, precision=cast(Precision, manifest.precision))
         digest = hashlib.sha256((source / "parser" / "model.safetensors").read_bytes()).hexdigest()
     else:
         part, theirs = other.parts["region_parser"], other.preprocess
