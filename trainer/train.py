@@ -38,12 +38,22 @@ from trainer.processes import hold, join_processes, loss_shares, own_slices, see
 from trainer.warm_start import load_bundle_encoder
 
 
+def choose_trained(model: FiFaMLLM, config: TrainConfig) -> None:
+    """Which parameters of the encoder learn: those above the `resting_blocks`."""
+    resting = config.vision.resting_blocks
+    for name, parameter in model.encoder.named_parameters():
+        depth = block_of(name, config.model.encoder_layers)
+        rests = depth is not None and depth < resting and resting > 0
+        unused = "mask_token" in name  # serves DINOv2's pretraining only; DDP would wait for its gradient
+        parameter.requires_grad_(not rests and not unused)
+
+
 def vision_groups(model: FiFaMLLM, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups with layer-wise learning rates: the last block at `lr_last_block`, each lower one at `lr_decay` of the next."""
+    """Parameter groups with layer-wise learning rates: the last block at `lr_last_block`, each lower one at `lr_decay` of the next, none at rest."""
     vision, layers = config.vision, config.model.encoder_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.encoder.named_parameters():
-        if "mask_token" in name:
+        if "mask_token" in name or not parameter.requires_grad:
             continue
         depth = block_of(name, layers)
         lr = vision.lr_heads if depth is None else vision.lr_last_block * vision.lr_decay ** (layers - 1 - depth)
@@ -115,6 +125,12 @@ class VisionLosses(NamedTuple):
         return self.det + config.patch_weight * self.patch + config.type_weight * self.type
 
 
+def seen(patch_BHW: Tensor, keep_K: Tensor | None) -> Tensor:
+    """(B, H, W) values of patches as (B, K): those that the encoder sees, row by row; all when None."""
+    patch_BT = patch_BHW.flatten(1)
+    return patch_BT if keep_K is None else patch_BT[:, keep_K]
+
+
 class VisionStep(nn.Module):
     """Faces to the losses of stage 1: the one forward that processes share."""
 
@@ -127,20 +143,20 @@ class VisionStep(nn.Module):
 
     def forward(self, batch: PairedBatch, keep_K: Tensor | None) -> VisionLosses:
         """`keep_K` names the patches that the encoder sees."""
-        target_BT = batch.patch_target_BHW.flatten(1)
+        target_BT, weight_BT = seen(batch.patch_target_BHW, keep_K), seen(batch.patch_weight_BHW, keep_K)
         with torch.autocast(batch.image_BCHW.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             out = self.encoder(batch.image_BCHW, keep_K)
         return VisionLosses(
             losses.detection_loss(out.det_logit_B, batch.is_fake_B, self.config.vision.label_smoothing),
-            losses.patch_loss(out.artifact_logits_BT, target_BT if keep_K is None else target_BT[:, keep_K], batch.patch_weight_B),
+            losses.patch_loss(out.artifact_logits_BT, target_BT, weight_BT),
             losses.type_loss(out.type_logits_BF, batch.type_target_BF),
         )
 
     @staticmethod
-    def counts(batch: PairedBatch) -> Tensor:
-        """What each loss is a mean over: faces, known masks, fakes."""
+    def counts(batch: PairedBatch, keep_K: Tensor | None) -> Tensor:
+        """What each loss is a mean over: faces, known patches among those seen, fakes."""
         fakes = (batch.type_target_BF.sum(1) > 0).float().sum()
-        return torch.stack([torch.full_like(fakes, len(batch.is_fake_B)), batch.patch_weight_B.sum(), fakes])
+        return torch.stack([torch.full_like(fakes, len(batch.is_fake_B)), seen(batch.patch_weight_BHW, keep_K).sum(), fakes])
 
 
 def vision_batches(batches: PairedBatches, accelerator: Accelerator, start: int) -> Iterator[PairedBatch]:
@@ -154,7 +170,7 @@ def vision_batches(batches: PairedBatches, accelerator: Accelerator, start: int)
         if step % turns == accelerator.process_index:
             batch = send_to_device(next(loader), device)
         else:
-            shapes = (rows, 3, side, side), (rows,), (rows, grid, grid), (rows,), (rows, len(FORGERY_TYPES))
+            shapes = (rows, 3, side, side), (rows,), (rows, grid, grid), (rows, grid, grid), (rows, len(FORGERY_TYPES))
             batch = PairedBatch(*(torch.empty(shape, device=device) for shape in shapes))
         yield broadcast(batch, from_process=step % turns)
 
@@ -173,8 +189,7 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
         load_backbone(model.encoder.backbone, backbone, config.model)
     if backbone is not None and model.mask_backbone is not None:
         load_backbone(model.mask_backbone, backbone, config.model)
-    for name, parameter in model.encoder.named_parameters():
-        parameter.requires_grad_("mask_token" not in name)  # serves DINOv2's pretraining only; DDP would wait for its gradient
+    choose_trained(model, config)
     if vision.recompute:
         model.encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
     held = hold(accelerator, VisionStep(model.encoder, config))
@@ -196,7 +211,7 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
                 group["lr"] = group["peak_lr"] * factor
             keep_K = send_to_device(kept_patches(config, step), accelerator.device)
             pieces = [PairedBatch(*(tensor[rows] for tensor in whole)) for rows in own]
-            shares_AN = loss_shares(torch.stack([VisionStep.counts(piece) for piece in pieces]))
+            shares_AN = loss_shares(torch.stack([VisionStep.counts(piece, keep_K) for piece in pieces]))
             optimizer.zero_grad(set_to_none=True)
             told_N = torch.zeros(len(VisionLosses._fields), device=accelerator.device)
             for number, piece in enumerate(pieces):

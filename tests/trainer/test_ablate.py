@@ -262,7 +262,7 @@ def test_fakes_of_a_family_that_is_left_out_are_never_drawn(variant: VisionVaria
 def test_auxiliary_tasks_that_are_off_leave_no_gradient(faces: list[Face]) -> None:
     variants = {variant.name: variant for variant in vision_grid(VISION)}
     batch = batches_of(variants["base"], faces, seed=0)[0]
-    assert batch.patch_weight_B.any() and batch.patch_target_BHW.any()
+    assert batch.patch_weight_BHW.any() and batch.patch_target_BHW.any()
 
     def step(name: str, *, patches: float) -> tuple[bool, list[torch.Tensor]]:
         torch.manual_seed(0)

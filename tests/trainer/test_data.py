@@ -20,6 +20,10 @@ def batches(faces: list[Face], *, seed: int = 7, pairs: dict[str, int] | None = 
     return PairedBatches(faces, VisionConfig(steps=20, pairs=pairs or EVERY_SOURCE, seed=seed), image_size=56, grid=4)
 
 
+def marked(faces: list[Face], pairs: dict[str, int]) -> PairedBatches:
+    return PairedBatches(faces, VisionConfig(steps=20, pairs=pairs, synthesis_marked=True), image_size=56, grid=4)
+
+
 def same(one: PairedBatch, other: PairedBatch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -38,10 +42,35 @@ def test_rows_alternate_real_and_fake_with_targets_for_fakes_only(faces: list[Fa
     assert batch.image_BCHW.shape == (rows, 3, 56, 56) and batch.patch_target_BHW.shape == (rows, 4, 4)
     assert batch.is_fake_B.tolist() == [0.0, 1.0] * len(EVERY_SOURCE), "no pair of this batch has all its evidence hidden"
     assert not batch.patch_target_BHW[0::2].any() and not batch.type_target_BF[0::2].any()
-    assert (batch.patch_weight_B[0::2] == 1).all()
-    assert batch.patch_weight_B[1::2].tolist() == [batch.patch_weight_B[1].item(), 0, 0, 0, 1, 1, 1]  # no mask is known
+    assert (batch.patch_weight_BHW[0::2] == 1).all()
+    weight_B = batch.patch_weight_BHW[1::2].mean((1, 2)).tolist()
+    assert weight_B == [weight_B[0], 0, 0, 0, 1, 1, 1]  # no mask is known
     assert batch.type_target_BF[1::2].sum(1).tolist() == [2, 1, 1, 1, 1, 1, 1]  # DFDC's method is not named
     assert (batch.patch_target_BHW >= 0).all() and (batch.patch_target_BHW <= 1).all()
+
+
+def test_synthesis_is_marked_all_over_where_a_recipe_says_so(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "COVERED", 0.0)
+    for step in range(4):
+        batch = marked(faces, {"stylegan2": 1, "diffusion": 1})[step]
+        assert batch.is_fake_B.tolist() == [0, 1, 0, 1], "what was drawn everywhere can not be hidden"
+        assert (batch.patch_target_BHW[1::2] == 1).all() and not batch.patch_target_BHW[0::2].any()
+        assert (batch.patch_weight_BHW == 1).all()
+
+
+def test_a_covered_part_of_a_synthesised_face_is_not_marked(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "COVERED", 1.0)
+    target_SHW = torch.stack([marked(faces, {"stylegan2": 1})[step].patch_target_BHW[1] for step in range(8)])
+    assert (target_SHW < 1).any() and (target_SHW.mean((1, 2)) >= 0.5).all()
+
+
+def test_an_edit_that_draws_a_whole_tile_is_marked_where_it_changed_most_and_denied_nowhere(make_face: Callable[..., Face]) -> None:
+    pair = [make_face(1, dataset="stargan", side=128, fake=fake) for fake in (False, True)]
+    for step in range(4):
+        batch = marked(pair, {"stargan": 1})[step]
+        target_HW, weight_HW = batch.patch_target_BHW[1], batch.patch_weight_BHW[1]
+        assert torch.equal(weight_HW == 1, target_HW > 0.5) and torch.equal(weight_HW == 0, target_HW <= 0.5)
+        assert weight_HW.any() and (batch.patch_weight_BHW[0] == 1).all() and not batch.patch_target_BHW[0].any()
 
 
 @pytest.mark.parametrize("source", ["self_blend", "face_swap", "local_edit"])
@@ -58,7 +87,7 @@ def test_a_curated_pair_counts_and_a_loose_one_only_where_it_is_aligned(make_fac
         (real, "curated", 1.0), (shifted, "curated", 1.0), (real, "loose", 0.5), (shifted, "loose", 0.0), (unchanged, "loose", 0.0),
     ):  # fmt: skip
         pair = [replace(twin, name=real.name, is_fake=False, forgery_type=None, real_twin=None), replace(fake, pair_quality=quality)]
-        assert batches(pair, pairs={"dfdc": 1})[0].patch_weight_B.tolist() == [1.0, weight], (twin.name, quality)
+        assert batches(pair, pairs={"dfdc": 1})[0].patch_weight_BHW.mean((1, 2)).tolist() == [1.0, weight], (twin.name, quality)
 
 
 def test_a_fake_whose_evidence_is_all_hidden_counts_as_real_and_only_then(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:

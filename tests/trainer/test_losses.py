@@ -18,10 +18,15 @@ def test_detection_loss_is_smoothed_cross_entropy() -> None:
     assert loss.item() == pytest.approx((fake + math.log(2)) / 2, rel=1e-6)
 
 
-def test_patch_loss_leaves_faces_without_a_mask_out() -> None:
-    logits, target = tensor([[LOG3, -LOG3], [9.0, 9.0]]), tensor([[1.0, 0.0], [0.0, 0.0]])
-    assert patch_loss(logits, target, tensor([1.0, 0.0])).item() == pytest.approx(-math.log(0.75), rel=1e-6)
-    assert patch_loss(logits, target, tensor([0.0, 0.0])).item() == 0.0
+def test_patch_loss_leaves_patches_out_of_which_nothing_is_known() -> None:
+    logits, target = tensor([[LOG3, -LOG3], [9.0, LOG3]]), tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert patch_loss(logits, target, tensor([[1.0, 1.0], [0.0, 1.0]])).item() == pytest.approx(-math.log(0.75), rel=1e-6)
+    assert patch_loss(logits, target, torch.zeros(2, 2)).item() == 0.0
+
+
+def test_patch_loss_is_a_mean_by_weight() -> None:
+    logits, target = tensor([[LOG3, 0.0]]), tensor([[1.0, 1.0]])
+    assert patch_loss(logits, target, tensor([[3.0, 1.0]])).item() == pytest.approx((-3 * math.log(0.75) + math.log(2)) / 4, rel=1e-6)
 
 
 def test_type_loss_is_the_mass_on_the_allowed_types() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from engines.prompts import Vocabulary
 from trainer import train
+from trainer.backbones import block_of
 from trainer.checkpoint import load_model
 from trainer.config import LanguageConfig, TrainConfig, VisionConfig, small, tiny
 from trainer.data import PairedBatch
@@ -162,11 +163,11 @@ def test_a_step_computes_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> 
     model = FiFaMLLM(config.model).to(meta)
     model.language.set_attn_implementation("sdpa")  # where packed questions stand is read off their numbers, and meta tensors have none
     side, grid = config.model.image_size, config.model.grid
-    shapes = (4, 3, side, side), (4,), (4, grid, grid), (4,), (4, 4)
+    shapes = (4, 3, side, side), (4,), (4, grid, grid), (4, grid, grid), (4, 4)
     batch = PairedBatch(*(torch.empty(shape, device=meta) for shape in shapes))
     for keep_K in (None, torch.tensor([0, 3, 5], device=meta)):
         found = VisionStep(model.encoder, config)(batch, keep_K)
-        assert {loss.device for loss in found} == {meta} and VisionStep.counts(batch).device == meta
+        assert {loss.device for loss in found} == {meta} and VisionStep.counts(batch, keep_K).device == meta
         found.total(config.vision).backward()
     vocabulary, views = toy_vocabulary(), np.arange(4)
     widths = (grid**2, config.model.encoder_width), (grid**2,), (2, config.model.query_width), (grid**2, 8)
@@ -198,6 +199,16 @@ def test_every_parameter_of_the_encoder_learns_once_and_low_blocks_slowly() -> N
     vision = config.vision
     assert blocks == pytest.approx([vision.lr_last_block * vision.lr_decay, vision.lr_last_block])
     assert rate[id(model.encoder.queries_QD)] == vision.lr_heads
+
+
+def test_blocks_at_rest_keep_their_weights_and_what_is_above_learns(faces: list[Face], tmp_path: Path) -> None:
+    config = vision_config(steps=2, resting_blocks=1)
+    train_vision(config, faces, tmp_path)
+    torch.manual_seed(config.vision.seed)
+    begun, trained = FiFaMLLM(config.model), load_model(tmp_path / "vision")[0]
+    moved = {name for name, parameter in begun.encoder.named_parameters() if not torch.equal(parameter, trained.encoder.get_parameter(name))}
+    assert moved and not any(block_of(name, 2) in (-1, 0) for name in moved)
+    assert any(block_of(name, 2) == 1 for name in moved) and any(block_of(name, 2) is None for name in moved)
 
 
 def test_the_rate_rises_then_falls_to_a_fiftieth() -> None:
