@@ -87,7 +87,7 @@ class VisionConfig:
     synthesis_marked: bool = False
     """Teach the artifact map whole-face synthesis (all over) and StarGAN edits (where they changed most); else neither trains it."""
     resting_blocks: int = 0
-    """The lowest blocks of the encoder, and what lies below them, that do not learn: a step of seven blocks is a quarter cheaper with three."""
+    """The lowest blocks of the encoder, and what lies below them, that do not learn: nothing is computed for them on the way back."""
     full_from: float = 0.93
     """From this fraction of the steps on, every patch is seen: the heads settle on the grid they will serve."""
     seed: int = 7
