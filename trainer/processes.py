@@ -4,7 +4,8 @@ A step is the same whoever shares it: its batch is a function of (seed, step), e
 and a loss counts by the faces, tokens or masks it stands on, never as a mean of means. One process and many descend the same loss, up to rounding.
 """
 
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -15,12 +16,31 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trainer.config import Precision
+
 
 def join_processes() -> Accelerator:
     """This process and its device: alone, or one of those that `torchrun` or `accelerate launch` started."""
     # Without `cpu`, accelerate 1.15 takes the processes of torchrun on a machine without accelerator for as many runs of one process each.
     # Precision is ours to say (autocast in the steps), whatever `accelerate config` holds.
     return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+
+
+def emulates_bf16(capabilities: Mapping[str, object]) -> bool:
+    """Whether a CPU (`torch.cpu.get_capabilities()`) computes bfloat16 by way of other types: x86 without AVX-512 BF16 and AMX.
+
+    Of other makes nothing is said.
+    """
+    return capabilities.get("architecture") == "x86_64" and not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def tell_of_emulation(accelerator: Accelerator, precision: Precision) -> None:
+    """Say on stderr, once for all processes, that this CPU had better train in the other precision."""
+    if accelerator.device.type == "cpu" and precision == "bf16" and emulates_bf16(torch.cpu.get_capabilities()):
+        told = (
+            "this CPU emulates bfloat16: a vision step takes about three times as long as in float32; end this run and add --precision fp32"
+        )
+        accelerator.print(f"note: {told}", file=sys.stderr)
 
 
 def own_slices(accelerator: Accelerator, count: int, pieces: int) -> list[slice]:

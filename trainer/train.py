@@ -34,7 +34,7 @@ from trainer.faces import Face, fit
 from trainer.language_data import Features, InstructedFace, LanguageBatch, LanguageBatches, encode_views
 from trainer.metrics import Metrics
 from trainer.model import FaceEncoder, FiFaMLLM, add_adapters
-from trainer.processes import hold, join_processes, loss_shares, own_slices, seed_step
+from trainer.processes import hold, join_processes, loss_shares, own_slices, seed_step, tell_of_emulation
 from trainer.warm_start import load_bundle_encoder
 
 
@@ -181,6 +181,7 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
     Begins with a pretrained `backbone` (Hugging Face folder), with all weights of a sealed `bundle`, or at random.
     """
     accelerator, vision = join_processes(), config.vision
+    tell_of_emulation(accelerator, config.precision)
     torch.manual_seed(vision.seed)
     model = FiFaMLLM(config.model)
     if bundle is not None:
@@ -342,6 +343,7 @@ def language_optimizer(trained: nn.Module, language: LanguageConfig) -> torch.op
 def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[InstructedFace], vocabulary: Vocabulary, run: Path) -> None:
     """Stage 2 on a model whose encoder is trained. Blocks until done; leaves `run/model/` with the averaged weights."""
     accelerator, language = join_processes(), config.language
+    tell_of_emulation(accelerator, config.precision)
     torch.manual_seed(language.seed)
     if language.routing == "separate" and not model.adapters:
         add_adapters(model, "separate", train_base=True)

@@ -1,6 +1,7 @@
 """Several processes train what one trains. The file is also what the two processes of its tests run, under `torchrun`."""
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from trainer.config import LanguageConfig, TrainConfig, tiny
 from trainer.faces import Face, Part
 from trainer.language_data import InstructedFace, Question
 from trainer.model import FiFaMLLM
-from trainer.processes import join_processes, own_slices
+from trainer.processes import emulates_bf16, join_processes, own_slices
 from trainer.tokenizer import train_tokenizer
 
 ANSWER = "The <p> mouth </p> [SEG] is soft and the <p> nose </p> [SEG] is flat."
@@ -170,6 +171,16 @@ def test_an_interrupted_run_of_two_processes_is_the_same_run(runs: Path, straigh
 def test_one_process_writes_for_all(runs: Path) -> None:
     for run in (runs / "one" / "language", runs / "two" / "language"):
         assert len(told(run)) == STEPS and len(list((run / "tensorboard" / "language").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("has", "emulates"),
+    [({}, True), ({"avx512_f": True}, True), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, False), ({"architecture": "aarch64"}, False)],
+)
+def test_bfloat16_is_emulated_where_an_x86_has_no_instructions_for_it(has: dict[str, object], emulates: bool) -> None:
+    lacking = {"architecture": "x86_64", "avx512_f": False, "avx512_bf16": False, "amx_bf16": False}
+    assert emulates_bf16(lacking | has) is emulates
+    assert {"architecture", "avx512_bf16"} <= torch.cpu.get_capabilities().keys() or platform.machine() not in ("x86_64", "AMD64")
 
 
 def test_every_pair_of_a_step_is_read_once() -> None:
