@@ -37,9 +37,7 @@ def emulates_bf16(capabilities: Mapping[str, object]) -> bool:
 def tell_of_emulation(accelerator: Accelerator, precision: Precision) -> None:
     """Say on stderr, once for all processes, that this CPU had better train in the other precision."""
     if accelerator.device.type == "cpu" and precision == "bf16" and emulates_bf16(torch.cpu.get_capabilities()):
-        told = (
-            "this CPU emulates bfloat16: a vision step takes about three times as long as in float32; end this run and add --precision fp32"
-        )
+        told = "this CPU emulates bfloat16: a vision step takes about three times as long as in float32; end this run and add --precision fp32"
         accelerator.print(f"note: {told}", file=sys.stderr)
 
 
