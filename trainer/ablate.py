@@ -29,7 +29,17 @@ from trainer.faces import Face
 from trainer.language_data import Features, InstructedFace, LanguageBatches, encode_views, vocabulary_of
 from trainer.model import FiFaMLLM, add_adapters
 from trainer.shards import finished
-from trainer.train import VisionStep, evaluate_selection, kept_patches, language_losses, language_optimizer, schedule, select_subset, vision_groups
+from trainer.train import (
+    VisionStep,
+    choose_trained,
+    evaluate_selection,
+    kept_patches,
+    language_losses,
+    language_optimizer,
+    schedule,
+    select_subset,
+    vision_groups,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -265,6 +275,7 @@ def train_vision_variant(variant: VisionVariant, seed: int, faces: Sequence[Face
     model = FiFaMLLM(config.model)
     if variant.pretrained and backbone is not None:
         load_backbone(model.encoder.backbone, backbone, config.model)
+    choose_trained(model, config)
     optimizer = torch.optim.AdamW(vision_groups(model, config), betas=(0.9, 0.999))
     ema = Ema(model.encoder, vision.ema_decay)
     batches = batches_of(variant, faces, seed)

@@ -151,14 +151,20 @@ def _sibling(folder: Path, suffix: str) -> Path:
 
 
 def resume_training(folder: Path, *, model: FiFaMLLM, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-    """Load what `save_training` wrote; return the step to go on from, 0 when there is nothing."""
+    """Load what `save_training` wrote; return the step to go on from, 0 when there is nothing.
+
+    Raises ValueError, with nothing loaded, where other parameters learned: moments are kept by their order and would go to others.
+    """
     if PartialState().is_main_process:
         find_state(folder)
     PartialState().wait_for_everyone()
     if not find_state(folder):
         return 0
-    _load(model, folder)
     averages = read_tensors(folder / "ema.safetensors")
+    if averages.keys() != ema.shadow.keys():
+        told = f"{len(averages)} parameters learned in the run of {folder}, {len(ema.shadow)} would now"
+        raise ValueError(f"{told}; go on with the recipe in its config.json, or choose another --run")
+    _load(model, folder)
     ema.shadow = {name: _like(own, averages[name]) for name, own in ema.shadow.items()}
     load_moments(optimizer, read_tensors(folder / "optimizer.safetensors"))
     step: int = read_note(folder / "progress.json")["step"]

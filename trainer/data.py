@@ -59,6 +59,11 @@ class _Pair:
     all_known: bool = True
     """Whether patches outside `alpha_HW` are known to be untouched."""
 
+    @property
+    def hideable(self) -> bool:
+        """Whether a cover over `alpha_HW` hides all that is forged: of a face that was drawn anew as a whole something always shows."""
+        return self.mask_weight > 0 and self.all_known and self.twins
+
 
 _Row = tuple[ImageHWC, bool, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 """Image, whether it is fake, target and weight of its patches, allowed types."""
@@ -130,8 +135,7 @@ class PairedBatches(Dataset[PairedBatch]):
                 return covered, True
             before, after = (float((d.alpha(pair.alpha_HW) > 0.1).sum()) for d in (draw, covered))
             return (covered if after >= 0.6 * before else draw), True
-        synthesised = not (pair.all_known and pair.twins)  # forged all over: nothing short of the whole crop hides that
-        if kind < COVERED + ALL_HIDDEN and pair.alpha_HW is not None and pair.mask_weight > 0 and not synthesised:
+        if kind < COVERED + ALL_HIDDEN and pair.alpha_HW is not None and pair.hideable:
             near_HW = cv2.dilate((draw.alpha(pair.alpha_HW) > 0.1).astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
             if near_HW.any():
                 return replace(draw, cover=augment.Cover(near_HW, augment.cover_fill(rng))), False
@@ -141,15 +145,15 @@ class PairedBatches(Dataset[PairedBatch]):
         def pick(faces: list[Face]) -> Face:
             return faces[int(rng.integers(len(faces)))]
 
+        marked = self.config.synthesis_marked
         if source in ("dfdc", "stargan"):
             fake = pick(self.dfdc_fakes if source == "dfdc" else self.stargan_fakes)
             real_HWC, fake_HWC = self.by_name[fake.dataset, fake.real_twin or ""].image(), fake.image()
             assert fake.forgery_type is not None, f"fake {fake.name} has no type"
             if source == "stargan":
-                if not self.config.synthesis_marked:
-                    return _Pair(real_HWC, fake_HWC, None, 0.0, fake.forgery_type, True)
-                changed = frozen_mask(real_HWC, fake_HWC).astype(np.float32)  # the rest of the tile was drawn anew too, if less so
-                return _Pair(real_HWC, fake_HWC, changed, 1.0, fake.forgery_type, True, all_known=False)
+                # The rest of the tile was drawn anew too, if less so.
+                changed = frozen_mask(real_HWC, fake_HWC).astype(np.float32) if marked else None
+                return _Pair(real_HWC, fake_HWC, changed, float(marked), fake.forgery_type, True, all_known=False)
             alpha = frozen_mask(real_HWC, fake_HWC).astype(np.float32)
             border = border_difference(np.abs(real_HWC.astype(np.float32) - fake_HWC.astype(np.float32)).mean(-1))
             weight = 1.0 if fake.pair_quality == "curated" else 0.5 if border <= 4.5 and alpha.mean() > 0.01 else 0.0
@@ -157,9 +161,8 @@ class PairedBatches(Dataset[PairedBatch]):
         if source in ("stylegan2", "diffusion"):
             reals, fakes = (self.ffhq, self.stylegan2) if source == "stylegan2" else (self.photographs, self.diffusion)
             real_HWC, fake_HWC = pick(reals).image(), pick(fakes).image()
-            if not self.config.synthesis_marked:
-                return _Pair(real_HWC, fake_HWC, None, 0.0, "entire_synthesis", False)
-            return _Pair(real_HWC, fake_HWC, np.ones(fake_HWC.shape[:2], np.float32), 1.0, "entire_synthesis", False)
+            everywhere = np.ones(fake_HWC.shape[:2], np.float32) if marked else None
+            return _Pair(real_HWC, fake_HWC, everywhere, float(marked), "entire_synthesis", False)
         # Half the own fakes are made from photographs: sharp originals that DFDC does not have.
         real = pick(self.photographs if rng.random() < 0.5 and self.photographs else self.sharp_reals)
         donor = pick(self.sharp_reals)

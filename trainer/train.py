@@ -39,11 +39,10 @@ from trainer.warm_start import load_bundle_encoder
 
 
 def choose_trained(model: FiFaMLLM, config: TrainConfig) -> None:
-    """Which parameters of the encoder learn: those above the `resting_blocks`."""
-    resting = config.vision.resting_blocks
+    """Let those parameters of the encoder learn that are used and lie above the `resting_blocks`."""
     for name, parameter in model.encoder.named_parameters():
         depth = block_of(name, config.model.encoder_layers)
-        rests = depth is not None and depth < resting and resting > 0
+        rests = depth is not None and max(depth, 0) < config.vision.resting_blocks
         unused = "mask_token" in name  # serves DINOv2's pretraining only; DDP would wait for its gradient
         parameter.requires_grad_(not rests and not unused)
 
@@ -53,7 +52,7 @@ def vision_groups(model: FiFaMLLM, config: TrainConfig) -> list[dict[str, Any]]:
     vision, layers = config.vision, config.model.encoder_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.encoder.named_parameters():
-        if "mask_token" in name or not parameter.requires_grad:
+        if not parameter.requires_grad:
             continue
         depth = block_of(name, layers)
         lr = vision.lr_heads if depth is None else vision.lr_last_block * vision.lr_decay ** (layers - 1 - depth)
@@ -125,7 +124,7 @@ class VisionLosses(NamedTuple):
         return self.det + config.patch_weight * self.patch + config.type_weight * self.type
 
 
-def seen(patch_BHW: Tensor, keep_K: Tensor | None) -> Tensor:
+def seen_patches(patch_BHW: Tensor, keep_K: Tensor | None) -> Tensor:
     """(B, H, W) values of patches as (B, K): those that the encoder sees, row by row; all when None."""
     patch_BT = patch_BHW.flatten(1)
     return patch_BT if keep_K is None else patch_BT[:, keep_K]
@@ -143,7 +142,7 @@ class VisionStep(nn.Module):
 
     def forward(self, batch: PairedBatch, keep_K: Tensor | None) -> VisionLosses:
         """`keep_K` names the patches that the encoder sees."""
-        target_BT, weight_BT = seen(batch.patch_target_BHW, keep_K), seen(batch.patch_weight_BHW, keep_K)
+        target_BT, weight_BT = seen_patches(batch.patch_target_BHW, keep_K), seen_patches(batch.patch_weight_BHW, keep_K)
         with torch.autocast(batch.image_BCHW.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             out = self.encoder(batch.image_BCHW, keep_K)
         return VisionLosses(
@@ -156,7 +155,7 @@ class VisionStep(nn.Module):
     def counts(batch: PairedBatch, keep_K: Tensor | None) -> Tensor:
         """What each loss is a mean over: faces, known patches among those seen, fakes."""
         fakes = (batch.type_target_BF.sum(1) > 0).float().sum()
-        return torch.stack([torch.full_like(fakes, len(batch.is_fake_B)), seen(batch.patch_weight_BHW, keep_K).sum(), fakes])
+        return torch.stack([torch.full_like(fakes, len(batch.is_fake_B)), seen_patches(batch.patch_weight_BHW, keep_K).sum(), fakes])
 
 
 def vision_batches(batches: PairedBatches, accelerator: Accelerator, start: int) -> Iterator[PairedBatch]:
@@ -181,7 +180,6 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
     Begins with a pretrained `backbone` (Hugging Face folder), with all weights of a sealed `bundle`, or at random.
     """
     accelerator, vision = join_processes(), config.vision
-    tell_of_emulation(accelerator, config.precision)
     torch.manual_seed(vision.seed)
     model = FiFaMLLM(config.model)
     if bundle is not None:
@@ -201,6 +199,7 @@ def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone:
     own = [slice(2 * pair.start, 2 * pair.stop) for pair in own_slices(accelerator, pairs, vision.accumulate)]
     batches = PairedBatches(faces, vision, image_size=config.model.image_size, grid=config.model.grid)
     groups = select_subset(faces)
+    tell_of_emulation(accelerator, config.precision)
     told = accelerator.is_main_process
     with Metrics(run, 1, start=start, device=accelerator.device, told=told) as metrics, Progress(disable=not told) as progress:
         task = progress.add_task("vision", total=vision.steps, completed=start)
@@ -343,7 +342,6 @@ def language_optimizer(trained: nn.Module, language: LanguageConfig) -> torch.op
 def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[InstructedFace], vocabulary: Vocabulary, run: Path) -> None:
     """Stage 2 on a model whose encoder is trained. Blocks until done; leaves `run/model/` with the averaged weights."""
     accelerator, language = join_processes(), config.language
-    tell_of_emulation(accelerator, config.precision)
     torch.manual_seed(language.seed)
     if language.routing == "separate" and not model.adapters:
         add_adapters(model, "separate", train_base=True)

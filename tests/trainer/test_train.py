@@ -23,7 +23,7 @@ from trainer.faces import Face
 from trainer.language_data import Features, InstructedFace, LanguageBatches, Question
 from trainer.model import FiFaMLLM
 from trainer.tokenizer import train_tokenizer
-from trainer.train import LanguageStep, VisionStep, kept_patches, schedule, train_language, train_vision, vision_groups, with_features
+from trainer.train import LanguageStep, VisionStep, choose_trained, kept_patches, schedule, train_language, train_vision, vision_groups, with_features
 
 MARKUP = "The <p> mouth </p> [SEG] is soft."
 CLOCK = "seconds", "faces_per_second", "memory_gib"
@@ -190,6 +190,7 @@ def test_the_patches_a_step_sees_depend_on_the_step_until_all_are_seen() -> None
 def test_every_parameter_of_the_encoder_learns_once_and_low_blocks_slowly() -> None:
     config = tiny()
     model = FiFaMLLM(config.model)
+    choose_trained(model, config)
     groups = vision_groups(model, config)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     wanted = {id(p) for name, p in model.encoder.named_parameters() if "mask_token" not in name}
@@ -209,6 +210,17 @@ def test_blocks_at_rest_keep_their_weights_and_what_is_above_learns(faces: list[
     moved = {name for name, parameter in begun.encoder.named_parameters() if not torch.equal(parameter, trained.encoder.get_parameter(name))}
     assert moved and not any(block_of(name, 2) in (-1, 0) for name in moved)
     assert any(block_of(name, 2) == 1 for name in moved) and any(block_of(name, 2) is None for name in moved)
+
+
+def test_a_run_does_not_go_on_with_other_blocks_at_rest(faces: list[Face], tmp_path: Path, kill_at: Any) -> None:
+    kill_at(2)
+    with pytest.raises(Killed):
+        train_vision(vision_config(steps=4), faces, tmp_path)
+    kill_at(None)
+    before = (tmp_path / "vision-checkpoint" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"parameters learned in the run of .*vision-checkpoint, \d+ would now; go on with the recipe"):
+        train_vision(vision_config(steps=4, resting_blocks=1), faces, tmp_path)
+    assert (tmp_path / "vision-checkpoint" / "model.safetensors").read_bytes() == before
 
 
 def test_the_rate_rises_then_falls_to_a_fiftieth() -> None:
