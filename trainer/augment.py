@@ -77,6 +77,80 @@ def cover(rng: np.random.Generator, size: int) -> Cover:
     return Cover(hidden, cover_fill(rng))
 
 
+def beyond_the_frame(rng: np.random.Generator, size: int) -> Cover:
+    """A face at the frame's edge: black on one side of the crop or two, as serving fills it (`engines.preprocess.crop_face`)."""
+    hidden = np.zeros((size, size), bool)
+    for turns in rng.choice(4, int(rng.integers(1, 3)), replace=False):
+        np.rot90(hidden, int(turns))[: int(size * rng.uniform(0.02, 0.2))] = True
+    return Cover(hidden, (0, 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a photographer, a phone or a filter makes of a picture: coloured light, a tone curve, retouching, grain. No forgery."""
+
+    lights: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Gains of red, green and blue where the first light falls, and opposite."""
+    toward_rad: float
+    """Where the second light stands: 0 at the right of the crop, a quarter turn below it."""
+    gamma: float
+    contrast: float
+    """Share of an S-curve in the tone curve."""
+    vignette: float
+    """Share of the light that the corners lack."""
+    retouch: float
+    """Share of the picture whose fine relief is smoothed away, edges kept."""
+    sharpen: float
+    """Of an unsharp mask."""
+    grain: float
+    """Standard deviation in grey levels, alike in all channels, a pixel or two wide."""
+    gray: bool
+
+    def of(self, image_HWC: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+        """Give it to (S, S, 3) float32 grey levels; `seed` draws the grain."""
+        size = image_HWC.shape[0]
+        across = np.linspace(-1, 1, size, dtype=np.float32)
+        first, second = (np.array(light, np.float32) for light in self.lights)
+        share_HW = np.clip(0.5 + 0.5 * (across * np.float32(np.cos(self.toward_rad)) + across[:, None] * np.float32(np.sin(self.toward_rad))), 0, 1)
+        x = image_HWC * (first + share_HW[..., None] * (second - first))
+        if self.retouch:
+            smooth = cv2.bilateralFilter(np.clip(x, 0, 255), 5, 30.0, 3.0)
+            x = x + self.retouch * (smooth - x)
+        if self.sharpen:
+            x = x + self.sharpen * (x - cv2.GaussianBlur(x, (0, 0), 1.2))
+        tone = np.power(np.clip(x, 0, 255) / 255, self.gamma)
+        tone = tone + self.contrast * (tone * tone * (3 - 2 * tone) - tone)
+        fallen_HW = 1 - self.vignette * (across**2 + across[:, None] ** 2) / 2
+        x = 255 * tone * fallen_HW[..., None]
+        if self.gray:
+            x = np.repeat(x.mean(-1, keepdims=True), 3, -1)
+        if self.grain:
+            drawn_HW = np.random.default_rng(seed).standard_normal((size, size), np.float32)
+            x = x + (1.6 * self.grain * cv2.GaussianBlur(drawn_HW, (0, 0), 0.6))[..., None]
+        return np.asarray(x, np.float32)
+
+
+def look(rng: np.random.Generator) -> Look:
+    """Each part in some looks, most looks mild."""
+
+    def light(spread: float) -> tuple[float, float, float]:
+        red, green, blue = np.exp(rng.uniform(-spread, spread, 3))
+        return float(red), float(green), float(blue)
+
+    first = light(0.2)
+    return Look(
+        lights=(first, light(0.5) if rng.random() < 0.3 else first),
+        toward_rad=float(rng.uniform(-np.pi, np.pi)),
+        gamma=float(np.exp(rng.uniform(-0.4, 0.4))),
+        contrast=float(rng.uniform(-0.5, 1.2)),
+        vignette=float(rng.uniform(0, 0.5)) if rng.random() < 0.3 else 0.0,
+        retouch=float(rng.uniform(0.3, 1.0)) if rng.random() < 0.3 else 0.0,
+        sharpen=float(rng.uniform(0.2, 1.2)) if rng.random() < 0.3 else 0.0,
+        grain=float(rng.uniform(1, 8)) if rng.random() < 0.25 else 0.0,
+        gray=bool(rng.random() < 0.06),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """The parameters of one augmentation; apply it to as many images as share the scene."""
@@ -98,6 +172,7 @@ class Draw:
     cover: Cover | None = None
     crf: int | None = None
     """Rate factor of H.264, which then comes before JPEG: a frame of a video that was sent as a picture."""
+    look: Look | None = None
 
     def geometry(self, shape_hw: tuple[int, int]) -> NDArray[np.float64]:
         """Affine map from output pixels to image pixels, pixel centres at +0.5."""
@@ -120,6 +195,8 @@ class Draw:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         cut = cv2.warpAffine(image_HWC, _half_pixel(to_image), (self.size, self.size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         x = cut.astype(np.float32)
+        if self.look is not None:
+            x = self.look.of(x, self.noise_seed)
         gray = x.mean(-1, keepdims=True)
         x = (gray + (x - gray) * self.saturation - 127.5) * self.gain + 127.5 + self.bias
         x = np.clip(x, 0, 255)

@@ -28,12 +28,14 @@ REFOCUSED = 0.35
 """Share of pairs of which one member alone is softened or sharpened."""
 COVERED, ALL_HIDDEN = 0.15, 0.05
 """Shares of pairs under a drawn cover, and under one that hides all that was manipulated."""
+EDGE_PER_LOOK = 0.25
+"""Pairs at the edge of a frame for each pair with a look."""
 GUIDED_TRIES = 3
 """Draws until a guided manipulation is not faint: who must call the invisible fake learns to call everything fake."""
 
 
 class PairedBatch(NamedTuple):
-    """One training step's faces; row 2k is real, row 2k+1 its fake."""
+    """One training step's faces; row 2k is real, row 2k+1 its fake, or (`graded`) the same real face under another look."""
 
     image_BCHW: Tensor
     is_fake_B: Tensor
@@ -58,6 +60,8 @@ class _Pair:
     """Same scene: both members share the draw of geometry."""
     all_known: bool = True
     """Whether patches outside `alpha_HW` are known to be untouched."""
+    forged: bool = True
+    """False where the second member is the first, to be graded."""
 
     @property
     def hideable(self) -> bool:
@@ -110,11 +114,14 @@ class PairedBatches(Dataset[PairedBatch]):
         draw, is_fake = self._covered(rng, draw, pair)
         if self.config.h264_share and rng.random() < self.config.h264_share:  # recipes without it draw what they always drew
             draw = replace(draw, crf=int(rng.integers(augment.CRF[0], augment.CRF[1] + 1)))
-        other = (
-            draw
-            if pair.twins
-            else replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur, cover=draw.cover, crf=draw.crf)
-        )
+        if self.config.look_share:
+            draw = self._taken(rng, draw)
+        other = draw
+        if not pair.twins:
+            other = replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur)
+            other = replace(other, cover=draw.cover, crf=draw.crf, look=draw.look)
+        if not pair.forged:
+            other, is_fake = replace(draw, look=augment.look(rng)), False
         clean, known = np.zeros((self.grid, self.grid), np.float32), np.ones((self.grid, self.grid), np.float32)
         target = clean
         if pair.alpha_HW is not None:
@@ -125,6 +132,14 @@ class PairedBatches(Dataset[PairedBatch]):
             (draw.image(real), False, clean, known, type_target(None)),
             (other.image(fake), is_fake, target, weight, type_target(pair.forgery_type if is_fake else None)),
         ]
+
+    def _taken(self, rng: np.random.Generator, draw: augment.Draw) -> augment.Draw:
+        """Some pairs with a look, some at the edge of a frame."""
+        if rng.random() < self.config.look_share:
+            draw = replace(draw, look=augment.look(rng))
+        if draw.cover is None and rng.random() < self.config.look_share * EDGE_PER_LOOK:
+            draw = replace(draw, cover=augment.beyond_the_frame(rng, self.image_size))
+        return draw
 
     def _covered(self, rng: np.random.Generator, draw: augment.Draw, pair: _Pair) -> tuple[augment.Draw, bool]:
         """Lay a cover on some pairs; a fake whose manipulated area is all hidden shows nothing forged, and counts as real."""
@@ -173,6 +188,8 @@ class PairedBatches(Dataset[PairedBatch]):
         def donated() -> ImageHWC:
             return np.ascontiguousarray(fit(donor.image(), self.image_size))
 
+        if source == "graded":
+            return _Pair(real_HWC, real_HWC, None, 1.0, "", True, forged=False)
         if source == "self_blend":
             made = manipulate.self_blend(rng, real_HWC)
         elif source == "face_swap":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.augment import COVER_SHARE, Cover, Draw, cover, draw, refocus_one
+from trainer.augment import COVER_SHARE, Cover, Draw, Look, beyond_the_frame, cover, draw, look, refocus_one
 
 SIZE = 64
 
@@ -107,3 +107,48 @@ def test_a_mosaic_is_made_of_the_image_itself() -> None:
     shown = Cover(np.ones((64, 64), bool), None).lay(image)
     assert len(np.unique(shown[:4, :4].reshape(-1, 3), axis=0)) == 1
     np.testing.assert_allclose(shown[:4, :4].mean((0, 1)), image[:4, :4].mean((0, 1)), atol=1)
+
+
+PLAIN = Look(
+    lights=((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)), toward_rad=0.0, gamma=1.0, contrast=0.0,
+    vignette=0.0, retouch=0.0, sharpen=0.0, grain=0.0, gray=False,
+)  # fmt: skip
+
+
+def test_a_look_that_does_nothing_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_allclose(PLAIN.of(image, 0), image, atol=1e-3)
+
+
+def test_two_lights_colour_opposite_sides() -> None:
+    lit = replace(PLAIN, lights=((1.0, 1.0, 1.0), (1.0, 1.0, 0.5))).of(np.full((SIZE, SIZE, 3), 100, np.float32), 0)
+    assert lit[:, 0, 2].mean() == pytest.approx(100, abs=1)
+    assert lit[:, -1, 2].mean() == pytest.approx(50, abs=1)
+    np.testing.assert_allclose(lit[..., 0], 100, atol=0.1)
+
+
+def test_retouching_smooths_skin_and_keeps_edges() -> None:
+    image = np.full((SIZE, SIZE, 3), 60, np.float32)
+    image[:, SIZE // 2 :] = 200
+    relief = np.random.default_rng(1).normal(0, 6, (SIZE, SIZE, 1)).astype(np.float32)
+    smooth = replace(PLAIN, retouch=1.0).of(image + relief, 0)
+    assert smooth[:, : SIZE // 2 - 4].std() < 0.7 * relief[:, : SIZE // 2 - 4].std()
+    assert smooth[:, SIZE // 2 + 2].mean() - smooth[:, SIZE // 2 - 3].mean() > 130
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_drawn_looks_keep_pictures_finite_and_are_drawn_again_from_their_seed(seed: int) -> None:
+    drawn = look(np.random.default_rng(seed))
+    assert drawn == look(np.random.default_rng(seed))
+    for level in (0, 255):
+        assert np.isfinite(drawn.of(np.full((16, 16, 3), level, np.float32), seed)).all()
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_face_at_the_edge_of_a_frame_is_black_on_one_side_or_two(seed: int) -> None:
+    edge = beyond_the_frame(np.random.default_rng(seed), SIZE)
+    hidden = edge.hidden_HW
+    sides = [bool(side.all()) for side in (hidden[0], hidden[-1], hidden[:, 0], hidden[:, -1])]
+    assert 1 <= sum(sides) <= 2
+    assert edge.colour == (0, 0, 0)
+    assert not hidden[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4].any()

@@ -49,6 +49,27 @@ def test_rows_alternate_real_and_fake_with_targets_for_fakes_only(faces: list[Fa
     assert (batch.patch_target_BHW >= 0).all() and (batch.patch_target_BHW <= 1).all()
 
 
+def test_both_members_of_a_pair_get_one_look(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that only fakes had would be learned as their mark."""
+    monkeypatch.setattr(data, "REFOCUSED", 0.0)
+    seen = []
+    for share in (0.0, 1.0):
+        source = PairedBatches(faces, VisionConfig(steps=20, pairs={"dfdc": 2}, look_share=share), image_size=56, grid=4)
+        draw_pair = source._pair
+        monkeypatch.setattr(source, "_pair", lambda rng, name, draw_pair=draw_pair: replace(pair := draw_pair(rng, name), fake_HWC=pair.real_HWC))
+        batch = source[0]
+        assert torch.equal(batch.image_BCHW[0::2], batch.image_BCHW[1::2])
+        seen.append(batch.image_BCHW)
+    assert not torch.equal(*seen)
+
+
+def test_a_graded_face_is_as_real_as_before(faces: list[Face]) -> None:
+    batch = batches(faces, pairs={"graded": 4})[0]
+    assert not batch.is_fake_B.any() and not batch.type_target_BF.any() and not batch.patch_target_BHW.any()
+    assert (batch.patch_weight_BHW == 1).all()
+    assert all(not torch.equal(*pair) for pair in zip(batch.image_BCHW[0::2], batch.image_BCHW[1::2], strict=True))
+
+
 def test_synthesis_is_marked_all_over_where_a_recipe_says_so(faces: list[Face], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "COVERED", 0.0)
     for step in range(4):
