@@ -255,7 +255,7 @@ def train(
     data: DataOption,
     run: RunOption,
     recipe: Annotated[
-        str, typer.Option(help="small, small_continued, small_longer, small_marked, small_averaged, plain_classifier or tiny.")
+        str, typer.Option(help="small, small_continued, small_longer, small_marked, small_graded, small_averaged, plain_classifier or tiny.")
     ] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
@@ -378,12 +378,14 @@ def regions(
 
 @app.command()
 def average(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Sealed bundles whose encoders descend from one another.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="{BUNDLE|RUN/vision}...", help="Sealed bundles and finished runs whose encoders descend from one another.")
+    ],
     run: RunOption,
-    share: Annotated[list[float], typer.Option("--share", help="Of each bundle in turn; they sum to 1.")],
+    share: Annotated[list[float], typer.Option("--share", help="Of each encoder in turn; they sum to 1.")],
     recipe: Annotated[str, typer.Option(help="The recipe whose sizes they have.")] = "small_continued",
 ) -> None:
-    """Average the encoders of engines (a model soup) into RUN/vision, for the language stage to begin with."""
+    """Average the encoders of engines and runs (a model soup) into RUN/vision, for the language stage to begin with."""
     from trainer.checkpoint import save_model
     from trainer.config import RECIPES
     from trainer.soup import average_encoders
@@ -391,8 +393,9 @@ def average(
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
     config = RECIPES[recipe]()
-    of = ", ".join(f"{part:g} x {bundle.name}" for part, bundle in zip(share, bundles, strict=False))
-    save_model(run / "vision", average_encoders(config, bundles, share), config, {"stage": "vision", "averaged": of})
+    names = [source.parent.name if source.name == "vision" else source.name for source in sources]
+    of = ", ".join(f"{part:g} x {name}" for part, name in zip(share, names, strict=False))
+    save_model(run / "vision", average_encoders(config, sources, share), config, {"stage": "vision", "averaged": of})
     typer.echo(f"{run / 'vision'}: {of}")
 
 
