@@ -213,7 +213,7 @@ def agree(verb: str, plural: bool) -> str:
     if not plural:
         return verb
     for ending, length, added in (("ies", 3, "y"), ("shes", 2, ""), ("sses", 2, ""), ("ches", 2, ""), ("s", 1, "")):
-        if head not in _IRREGULAR and head.endswith(ending):
+        if head not in _IRREGULAR and head.endswith(ending) and len(head) > length + 1:  # 'lies' is no 'carries'
             return f"{head[:-length]}{added}{gap}{tail}"
     return f"{_IRREGULAR[head]}{gap}{tail}"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engines import fict, grammar
-from engines.claims import KINDS, Claim, Finding, Grammar, Kind, Measurement, Steady
+from engines.claims import KINDS, Claim, Finding, Grammar, Kind, Measurement, Steady, agree
 from engines.prompts import parse_markup
 from trainer.annotator import held_out_grammar
 from trainer.annotator.verify import verify
@@ -28,6 +28,14 @@ def test_each_claim_becomes_one_marked_phrase_in_order(wording: Grammar, said: l
             text, spans = parse_markup(markup)
             assert [span.phrase for span in spans] == [claim.phrase for claim in claims]
             assert all(text[span.start : span.end] == span.phrase for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("lies", "lie"), ("dies away", "die away"), ("carries", "carry"), ("goes hazy", "go hazy"), ("clashes", "clash"), ("is", "are")],
+)  # fmt: skip
+def test_a_verb_follows_its_subject_into_the_plural(one: str, many: str) -> None:
+    assert (agree(one, False), agree(one, True)) == (one, many)
 
 
 def test_no_marker_and_no_slot_is_left_in_the_text(wording: Grammar, said: list[Said]) -> None:
