@@ -18,13 +18,13 @@ import numpy as np
 
 from engines.analyzer import Analyzer
 from engines.bundle import bundled_engine, open_bundle
-from engines.contracts import Label, Manifest
+from engines.contracts import EngineError, Label, Manifest
+from fifa_stream.analyze import IMAGES_PER_CALL
 from fifa_stream.infer import EncodedImage, FramePipeline, PipelineLimits
 from fifa_stream.records import FaceVerdict, Verdict
 
 LIST = Path(__file__).with_name("photographs.json")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "bench" / "photographs.md"
-BATCH = 8
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 1.0)
 
 
@@ -60,8 +60,8 @@ def photographs(folder: Path) -> list[Photograph]:
 def judged(files: Sequence[Photograph], pipeline: FramePipeline) -> list[tuple[Photograph, FaceVerdict]]:
     """Every face that may decide a label, as `fifa-stream analyze` scores it. Raises ValueError for a file that is no frame."""
     faces = []
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
+    for start in range(0, len(files), IMAGES_PER_CALL):
+        batch = files[start : start + IMAGES_PER_CALL]
         for file, outcome in zip(batch, pipeline.judge([EncodedImage(file.encoded) for file in batch]), strict=True):
             if not isinstance(outcome, Verdict):
                 raise ValueError(f"{file.path} was refused: {outcome}")
@@ -110,7 +110,7 @@ def main() -> None:
         files = photographs(options.folder)
         bundle = open_bundle(options.engine)
         faces = judged(files, FramePipeline(PipelineLimits(explain="never"), Analyzer(bundle), bundle))
-    except ValueError as error:
+    except (ValueError, EngineError, OSError) as error:
         parser.exit(2, f"{error}\n")
     text = "\n".join(page(faces, bundle.manifest)) + "\n"
     options.out.write_text(text)

