@@ -222,7 +222,7 @@ def small_marked() -> TrainConfig:
 
 
 def small_graded() -> TrainConfig:
-    """`small_longer` once more, from its bundle, shortly: pictures get looks that cameras and filters give, and of three pairs of 17 both members are
+    """`small_longer` once more, from its bundle, shortly: pictures get looks that cameras and filters give, and of three pairs of 18 both members are
     real, the second graded on its own. Without those, what is unlike the research sets is called fake too often (`bench.photographs`).
 
     Its language stage only settles decoders that are trained already on an encoder that moved a little.
@@ -230,12 +230,13 @@ def small_graded() -> TrainConfig:
     marked = small_marked()
     vision = replace(
         marked.vision,
-        steps=240,
-        pairs={"dfdc": 7, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "guided": 1, "graded": 3},
+        steps=540,
+        pairs={"dfdc": 8, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 1, "guided": 1, "graded": 3},
+        lr_last_block=8e-5,
         look_share=0.5,
         synthesis_marked=False,
-        seed=57,
-        eval_every=120,
+        seed=67,
+        eval_every=270,
     )
     return replace(marked, name="small_graded", vision=vision)
 
