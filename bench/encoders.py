@@ -1,8 +1,8 @@
 """`python -m bench.encoders A B --data DATA`: which encoder to go on with, before decoders are settled and a bundle is made; prints a table.
 
 A and B are bundles or finished vision stages (`RUN/vision`); besides them their means, weight by weight (`trainer.soup`), at each share of B. Nothing
-of *report* is seen: AUC on *select* and *calibrate*, under the codecs that cost most, and how many real photographs of no set of ours lie above the
-cut that 1 % of DFDC's reals pass. Raw scores of the float32 encoder; of --photographs the first list only (`bench.photographs`).
+of *report* is seen: AUC on *select* and *calibrate*, under the codecs that cost most, and against real photographs of no set of ours (the first list of
+`bench.photographs` only). Raw scores of the float32 encoder.
 """
 
 import argparse
@@ -86,6 +86,10 @@ def column(model: FiFaMLLM, sets: Mapping[str, Sequence[Face]], elsewhere: _Crop
     if elsewhere:
         foreign = score(model, elsewhere)
         cells["faces from elsewhere above it"] = f"{(foreign > cut).sum()} of {foreign.size}"
+        for name in ("DFDC, *select*", "StarGAN", "FFHQ v. StyleGAN2", "SD 2.1 v. photographs"):
+            fakes = np.array([logit[id(face)] for face in sets[name] if face.is_fake])
+            mixed = np.arange(fakes.size + foreign.size) < fakes.size
+            cells[f"fakes of {name} v. faces from elsewhere, AUC"] = f"{roc_auc_score(mixed, np.concatenate([fakes, foreign])):.3f}"
         cells["faces from elsewhere: median, 90 %, 95 %"] = ", ".join(f"{np.quantile(foreign, share):.2f}" for share in (0.5, 0.9, 0.95))
     for name, crops in demo.items():
         original, *manipulated = score(model, crops)
