@@ -1,7 +1,7 @@
 """`python -m bench.encoders A B --data DATA`: which encoder to go on with, before decoders are settled and a bundle is made; prints a table.
 
 A and B are bundles or finished vision stages (`RUN/vision`); besides them their means, weight by weight (`trainer.soup`), at each share of B. Nothing
-of *report* is seen: AUC on *select* and *calibrate*, under the codecs that cost most, and against real photographs of no set of ours (the first list of
+of *report* is seen: AUC on *select* and *calibrate*, under the codecs that cost most, and against real photographs of no set of ours (first list of
 `bench.photographs` only). Raw scores of the float32 encoder.
 """
 
