@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from bench import photographs
 from engines.bundle import bundled_engine, open_bundle
+from engines.contracts import EngineError
 from engines.preprocess import to_model_input
 from fifa_stream.decode import DecodeLimits, decode_image
 from fifa_stream.demo_photographs import demo_frames
@@ -97,6 +98,28 @@ def column(model: FiFaMLLM, sets: Mapping[str, Sequence[Face]], elsewhere: _Crop
     return cells
 
 
+def compare(first: Path, second: Path, data: str, elsewhere: Path | None, shares: Sequence[float]) -> None:
+    """Print each encoder's figures as they come, then the table."""
+    models = {share: average_encoders(small(), (first, second), (1 - share, share)).eval() for share in shares}
+    bundle = open_bundle(bundled_engine())
+    detector = FaceDetector(bundle.engines["face_detector"], crop_size=bundle.manifest.preprocess.image_size, limits=DetectLimits())
+    listed = photographs.photographs(elsewhere) if elsewhere else []
+    foreign = [crop for crops in crops_of([file.encoded for file in listed if file.part == "first"], detector) for crop in crops]
+    shown: dict[str, list[NDArray[np.uint8]]] = {}
+    frames = [frame for frame in demo_frames() if frame.kind in ("untouched", "manipulated")]
+    for frame, crops in zip(frames, crops_of([frame.encoded for frame in frames], detector), strict=True):
+        shown.setdefault(frame.twin or frame.name, []).extend(crops[:1])
+    sets = sets_of(open_dataset(f"research:{data}"))
+    columns = {}
+    for share, model in models.items():
+        columns[share] = column(model, sets, foreign, shown)
+        print(f"{share:g} of {second}: {columns[share]}", flush=True)
+    print("\n| AUC / TPR at 1 % FPR, raw scores | " + " | ".join(f"{share:g} of the second" for share in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name in next(iter(columns.values())):
+        print(f"| {name} | " + " | ".join(cells[name] for cells in columns.values()) + " |")
+
+
 def main() -> None:
     """Score, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -106,24 +129,10 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="the folder of `bench.photographs`")
     parser.add_argument("--share", type=float, action="append", help="of the second in a mean; 0 and 1 are the two themselves (default: 0, 0.5, 1)")
     options = parser.parse_args()
-    bundle = open_bundle(bundled_engine())
-    detector = FaceDetector(bundle.engines["face_detector"], crop_size=bundle.manifest.preprocess.image_size, limits=DetectLimits())
-    listed = photographs.photographs(options.photographs) if options.photographs else []
-    elsewhere = [crop for crops in crops_of([file.encoded for file in listed if file.part == "first"], detector) for crop in crops]
-    shown: dict[str, list[NDArray[np.uint8]]] = {}
-    frames = [frame for frame in demo_frames() if frame.kind in ("untouched", "manipulated")]
-    for frame, crops in zip(frames, crops_of([frame.encoded for frame in frames], detector), strict=True):
-        shown.setdefault(frame.twin or frame.name, []).extend(crops[:1])
-    sets = sets_of(open_dataset(f"research:{options.data}"))
-    columns = {}
-    for share in options.share or (0.0, 0.5, 1.0):
-        model = average_encoders(small(), (options.first, options.second), (1 - share, share)).eval()
-        columns[share] = column(model, sets, elsewhere, shown)
-        print(f"{share:g} of {options.second}: {columns[share]}", flush=True)
-    print("\n| AUC / TPR at 1 % FPR, raw scores | " + " | ".join(f"{share:g} of the second" for share in columns) + " |")
-    print("|---" * (len(columns) + 1) + "|")
-    for name in next(iter(columns.values())):
-        print(f"| {name} | " + " | ".join(cells[name] for cells in columns.values()) + " |")
+    try:
+        compare(options.first, options.second, options.data, options.photographs, options.share or (0.0, 0.5, 1.0))
+    except (ValueError, EngineError, OSError) as error:
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

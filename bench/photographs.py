@@ -104,7 +104,7 @@ def source_url(package: str) -> str:
     index = f"https://pypi.org/simple/{name.lower().replace('_', '-')}/"
     for file in get(index, "application/vnd.pypi.simple.v1+json").json()["files"]:
         if file["filename"].endswith((f"-{version}.tar.gz", f"-{version}.zip")):
-            return urljoin(index, file["url"])
+            return urljoin(index, str(file["url"]))
     raise ValueError(f"{package} has no source archive at {index}")
 
 
