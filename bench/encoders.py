@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from bench import photographs
 from engines.bundle import bundled_engine, open_bundle
@@ -24,9 +23,11 @@ from fifa_stream.detect import DetectLimits, FaceDetector
 from trainer.config import small
 from trainer.dataset_adapters import open_dataset
 from trainer.faces import Face, fit
+from trainer.fifa_bench.detection import auc
 from trainer.fifa_bench.robustness import PERTURBATIONS
 from trainer.model import FiFaMLLM
 from trainer.soup import average_encoders
+from trainer.train import score as score_faces
 
 CODECS = ("jpeg_q40", "resize_1/2", "h264_crf40")
 FALSE_ALARMS = 0.01
@@ -49,9 +50,9 @@ def score(model: FiFaMLLM, crops: _Crops) -> NDArray[np.float64]:
 
 
 def separation(is_fake_N: NDArray[np.bool_], score_N: NDArray[np.float64]) -> str:
-    """AUC, and the share of fakes above all but `FALSE_ALARMS` of the reals."""
+    """AUC, and the share of fakes above the quantile of the reals that `FALSE_ALARMS` of them pass: the cut that other rows are held against."""
     cut = np.quantile(score_N[~is_fake_N], 1 - FALSE_ALARMS)
-    return f"{roc_auc_score(is_fake_N, score_N):.3f} / {(score_N[is_fake_N] > cut).mean():.3f}"
+    return f"{auc(is_fake_N, score_N):.3f} / {(score_N[is_fake_N] > cut).mean():.3f}"
 
 
 def sets_of(faces: Sequence[Face]) -> dict[str, list[Face]]:
@@ -73,7 +74,7 @@ def column(model: FiFaMLLM, sets: Mapping[str, Sequence[Face]], elsewhere: _Crop
     size, cells = model.config.image_size, {}
     known = {id(face): face for faces in sets.values() for face in faces}
     ordered = list(known.values())
-    logit = dict(zip(known, score(model, [np.ascontiguousarray(fit(face.image(), size)) for face in ordered]), strict=True))
+    logit = dict(zip(known, score_faces(model, ordered, precision="fp32").astype(np.float64), strict=True))
     for name, faces in sets.items():
         cells[f"{name}, {len(faces)} faces"] = separation(np.array([face.is_fake for face in faces]), np.array([logit[id(face)] for face in faces]))
     every_second = sets["DFDC, *select*"][::2]
@@ -90,7 +91,7 @@ def column(model: FiFaMLLM, sets: Mapping[str, Sequence[Face]], elsewhere: _Crop
         for name in ("DFDC, *select*", "StarGAN", "FFHQ v. StyleGAN2", "SD 2.1 v. photographs"):
             fakes = np.array([logit[id(face)] for face in sets[name] if face.is_fake])
             mixed = np.arange(fakes.size + foreign.size) < fakes.size
-            cells[f"fakes of {name} v. faces from elsewhere, AUC"] = f"{roc_auc_score(mixed, np.concatenate([fakes, foreign])):.3f}"
+            cells[f"fakes of {name} v. faces from elsewhere, AUC"] = f"{auc(mixed, np.concatenate([fakes, foreign])):.3f}"
         cells["faces from elsewhere: median, 90 %, 95 %"] = ", ".join(f"{np.quantile(foreign, share):.2f}" for share in (0.5, 0.9, 0.95))
     for name, crops in demo.items():
         original, *manipulated = score(model, crops)

