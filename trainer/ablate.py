@@ -158,7 +158,7 @@ def train_language_variant(
     trained = nn.ModuleList([model.projector, model.language, model.box_encoder, model.mask_decoder])
     optimizer = language_optimizer(trained, language)
     ema = Ema(trained, language.ema_decay)
-    batches = LanguageBatches(faces, features.face_N, vocabulary, batch_faces=language.batch_faces, seed=seed)
+    batches = LanguageBatches(faces, features.face_N, vocabulary, language)
     model.train()
     for step in track(range(language.steps), description=f"{variant.name}, seed {seed}"):
         for group in optimizer.param_groups:

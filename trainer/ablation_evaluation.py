@@ -227,7 +227,7 @@ def evaluate_language(
     Masks are compared on the mask grid, a cell counting as masked from one half on; a mask without a cell in the truth is not compared.
     """
     model.eval()
-    batches = LanguageBatches([item.face for item in faces], features.face_N, vocabulary, batch_faces=BATCH_FACES, seed=0)
+    batches = LanguageBatches([item.face for item in faces], features.face_N, vocabulary, config.language)
     first_words = tuple(vocabulary.answer_ids(loc_answer(tampered))[0] for tampered in (True, False))
     means = Means()
     for start in track(range(0, len(faces), BATCH_FACES), description="evaluate"):

@@ -110,7 +110,10 @@ class LanguageConfig:
 
     steps: int = 800
     batch_faces: int = 16
-    """Each with up to six questions."""
+    questions: dict[str, int] = field(default_factory=lambda: {"image": 2, "region": 2, "box": 2})
+    """Asked of a face in one step by level, as far as it has them."""
+    task_shares: dict[str, float] = field(default_factory=lambda: {"age": 0.5, "loc": 0.35, "toe": 0.15})
+    """How often a question is drawn beside the other tasks of its level; 0 leaves a task out."""
     views: int = 2
     """Each face is encoded this often: as it is, and under drawn light and codec."""
     lr: float = 1.5e-3
@@ -241,12 +244,44 @@ def small_graded() -> TrainConfig:
     return replace(marked, name="small_graded", vision=vision)
 
 
+def small_branch() -> TrainConfig:
+    """A short branch off the bundle's encoder, to be averaged with it (`trainer.soup`): DFDC and self-blends get back what `small_graded` gave to
+    graded reals."""
+    graded = small_graded()
+    vision = replace(
+        graded.vision,
+        steps=480,
+        pairs={"dfdc": 9, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 2, "guided": 1, "graded": 1},
+        look_share=0.25,
+        seed=77,
+        eval_every=480,
+    )
+    return replace(graded, name="small_branch", vision=vision)
+
+
 def small_averaged() -> TrainConfig:
     """The language stage on the averaged encoder of two engines (`trainer.soup`), from the decoders of the second: Dice weighs four times as much,
     since regions are small and BCE hardly sees them."""
     continued = small_continued()
     language = replace(continued.language, steps=2000, lr=1e-3, mask_dice=2.0, seed=12)
     return replace(continued, name="small_averaged", language=language)
+
+
+def small_located() -> TrainConfig:
+    """The language stage for what is served: words are measured (decision 9), so three questions of four ask for a mask, or that there is none.
+
+    Their rows are half as long as those of explanations, and a step reads more of them.
+    """
+    averaged = small_averaged()
+    language = replace(
+        averaged.language,
+        steps=900,
+        lr=7e-4,
+        questions={"image": 2, "region": 3, "box": 3},
+        task_shares={"age": 0.2, "loc": 0.75, "toe": 0.05},
+        seed=14,
+    )
+    return replace(averaged, name="small_located", language=language)
 
 
 def plain_classifier() -> TrainConfig:
@@ -284,7 +319,9 @@ RECIPES = {
     "small_longer": small_longer,
     "small_marked": small_marked,
     "small_graded": small_graded,
+    "small_branch": small_branch,
     "small_averaged": small_averaged,
+    "small_located": small_located,
     "plain_classifier": plain_classifier,
     "tiny": tiny,
 }

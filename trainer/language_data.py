@@ -25,16 +25,12 @@ from engines.measure import dilate
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, PAD, SEG, Task, Vocabulary
 from trainer import augment
-from trainer.config import Precision
+from trainer.config import LanguageConfig, Precision
 from trainer.faces import fit
 from trainer.model import EncoderOutput, FiFaMLLM
 from trainer.samples import SIDE, BoxXYXY, Level, Rle, Sample
 from trainer.shards import read_shards
 from trainer.tokenizer import train_tokenizer
-
-QUESTIONS: Mapping[Level, int] = {"image": 2, "region": 2, "box": 2}
-"""Asked of a face in one step, as far as it has them."""
-TASK_SHARES: Mapping[Task, float] = {"age": 0.5, "loc": 0.35, "toe": 0.15}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,19 +221,18 @@ def encode_views(
 class LanguageBatches:
     """Step number -> batch; deterministic in (seed, step)."""
 
-    def __init__(self, faces: Sequence[InstructedFace], face_N: NDArray[np.int64], vocabulary: Vocabulary, *, batch_faces: int, seed: int) -> None:
+    def __init__(self, faces: Sequence[InstructedFace], face_N: NDArray[np.int64], vocabulary: Vocabulary, config: LanguageConfig) -> None:
         """`face_N` is the face behind each view of the features."""
-        self.faces, self.face_N, self.vocabulary = faces, face_N, vocabulary
-        self.batch_faces, self.seed = batch_faces, seed
+        self.faces, self.face_N, self.vocabulary, self.config = faces, face_N, vocabulary, config
 
     def __getitem__(self, step: int) -> LanguageBatch:
         return self.piece(step, slice(None))
 
     def piece(self, step: int, rows: slice) -> LanguageBatch:
         """Some faces of a step's batch: what one of several processes reads of it."""
-        rng = np.random.default_rng([self.seed, step])
-        views = rng.integers(len(self.face_N), size=self.batch_faces)
-        asked = [draw_questions(rng, self.faces[self.face_N[view]].questions) for view in views]
+        rng = np.random.default_rng([self.config.seed, step])
+        views = rng.integers(len(self.face_N), size=self.config.batch_faces)
+        asked = [draw_questions(rng, self.faces[self.face_N[view]].questions, self.config) for view in views]
         return self.collate(views[rows], asked[rows])
 
     def collate(self, views: NDArray[np.int64], asked: Sequence[Sequence[Question]]) -> LanguageBatch:
@@ -268,13 +263,13 @@ class LanguageBatches:
         )  # fmt: skip
 
 
-def draw_questions(rng: np.random.Generator, questions: Sequence[Question]) -> list[Question]:
-    """`QUESTIONS` of each level, none twice, tasks by their share."""
+def draw_questions(rng: np.random.Generator, questions: Sequence[Question], config: LanguageConfig) -> list[Question]:
+    """As many of each level as the config asks, none twice, tasks by their share."""
     drawn: list[Question] = []
-    for level, count in QUESTIONS.items():
-        pool = [q for q in questions if q.level == level]
+    for level, count in config.questions.items():
+        pool = [q for q in questions if q.level == level and config.task_shares[q.task]]
         if pool:
-            share = np.array([TASK_SHARES[q.task] for q in pool])
+            share = np.array([config.task_shares[q.task] for q in pool])
             chosen = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=share / share.sum())
             drawn += [pool[index] for index in chosen]
     return drawn

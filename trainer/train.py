@@ -357,7 +357,7 @@ def train_language(config: TrainConfig, model: FiFaMLLM, faces: list[InstructedF
     ema = Ema(trained, language.ema_decay)
     start = resume_training(run / "language-checkpoint", model=model, ema=ema, optimizer=optimizer)
     own = own_slices(accelerator, language.batch_faces, language.accumulate)
-    batches = LanguageBatches(faces, features.face_N, vocabulary, batch_faces=language.batch_faces, seed=language.seed)
+    batches = LanguageBatches(faces, features.face_N, vocabulary, language)
     told = accelerator.is_main_process
     with Metrics(run, 2, start=start, device=accelerator.device, told=told) as metrics, Progress(disable=not told) as progress:
         task = progress.add_task("language", total=language.steps, completed=start)

@@ -29,7 +29,7 @@ from trainer.ablate import (
 )
 from trainer.ablation_evaluation import ancestor, evaluate_language, evaluated_faces, trained_faces
 from trainer.ablation_table import BASE, Variant, markdown
-from trainer.config import tiny
+from trainer.config import LanguageConfig, tiny
 from trainer.faces import Face
 from trainer.instruct import Recipe, Subject
 from trainer.language_data import LanguageBatches, encode_views, vocabulary_of
@@ -191,7 +191,7 @@ def gradients(encoder: FiFaMLLM, vocabulary: Vocabulary, folder: Path, variant: 
     features = encode_views(encoder, faces, views=1, seed=0)
     torch.manual_seed(0)
     model = FiFaMLLM(variant.config.model)
-    batch = LanguageBatches(faces, features.face_N, vocabulary, batch_faces=4, seed=0)[0]
+    batch = LanguageBatches(faces, features.face_N, vocabulary, LanguageConfig(batch_faces=4))[0]
     assert batch.area_weight_M.any()
     batch = batch._replace(area_MHW=(batch.area_MHW - areas).abs())
     language_losses(model, features, batch, variant.config.language).total(variant.config.language).backward()

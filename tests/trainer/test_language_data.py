@@ -10,7 +10,7 @@ import torch
 from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, SEP, Vocabulary, loc_answer, question
 from trainer import language_data
-from trainer.config import tiny
+from trainer.config import LanguageConfig, tiny
 from trainer.language_data import InstructedFace, LanguageBatches, draw_questions, encode_views, instructed_faces, texts_of
 from trainer.model import FiFaMLLM
 from trainer.samples import SIDE, BoxXYXY, Level, Rle, Sample, TrueMask
@@ -65,7 +65,7 @@ def read(vocabulary: Vocabulary, samples: list[Sample], monkeypatch: pytest.Monk
 
 
 def batches(vocabulary: Vocabulary, faces: list[InstructedFace], seed: int = 0) -> LanguageBatches:
-    return LanguageBatches(faces, np.arange(len(faces)), vocabulary, batch_faces=3, seed=seed)
+    return LanguageBatches(faces, np.arange(len(faces)), vocabulary, LanguageConfig(batch_faces=3, seed=seed))
 
 
 def test_faces_without_a_question_of_stage_2_are_left_out(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,17 @@ def test_a_batch_depends_on_seed_and_step_alone(vocabulary: Vocabulary, monkeypa
 def test_no_question_is_asked_twice_and_every_level_comes_up(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = read(vocabulary, SAMPLES, monkeypatch)[0].questions
     for seed in range(20):
-        drawn = draw_questions(np.random.default_rng(seed), questions)
+        drawn = draw_questions(np.random.default_rng(seed), questions, LanguageConfig())
         assert len({id(q) for q in drawn}) == len(drawn) == 6
         assert {q.level for q in drawn} == {"image", "region", "box"}
+
+
+def test_a_task_without_a_share_is_never_asked(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = read(vocabulary, SAMPLES, monkeypatch)[0].questions
+    located = LanguageConfig(questions={"image": 2, "box": 1}, task_shares={"age": 0.0, "loc": 1.0, "toe": 0.0})
+    for seed in range(20):
+        drawn = draw_questions(np.random.default_rng(seed), questions, located)
+        assert [(q.task, q.level) for q in drawn] == [("loc", "image"), ("loc", "box")]
 
 
 def test_an_answer_whose_masks_do_not_match_is_refused(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:

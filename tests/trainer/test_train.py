@@ -172,7 +172,7 @@ def test_a_step_computes_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> 
     vocabulary, views = toy_vocabulary(), np.arange(4)
     widths = (grid**2, config.model.encoder_width), (grid**2,), (2, config.model.query_width), (grid**2, 8)
     features = Features(*(torch.zeros(4, *width, dtype=torch.half) for width in widths), face_N=views)
-    questions = LanguageBatches(instructed(vocabulary), views, vocabulary, batch_faces=3, seed=0)
+    questions = LanguageBatches(instructed(vocabulary), views, vocabulary, replace(config.language, batch_faces=3))
     answered = LanguageStep(model, config)(*with_features(questions[0], features, meta))
     assert {loss.device for loss in answered} == {meta}
     answered.total(config.language).backward()
