@@ -1,5 +1,6 @@
 """The trainer's settings: one frozen dataclass per concern, recipes as functions. A run saves its config as JSON beside the checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ class LanguageConfig:
     questions: dict[str, int] = field(default_factory=lambda: {"image": 2, "region": 2, "box": 2})
     """Asked of a face in one step by level, as far as it has them."""
     task_shares: dict[str, float] = field(default_factory=lambda: {"age": 0.5, "loc": 0.35, "toe": 0.15})
-    """How often a question is drawn beside the other tasks of its level; 0 leaves a task out."""
+    """Weight of a question of each task when one of its level is drawn, none twice; 0 leaves a task out."""
     views: int = 2
     """Each face is encoded this often: as it is, and under drawn light and codec."""
     lr: float = 1.5e-3
@@ -140,6 +141,8 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         _check_accumulate(self.accumulate)
+        _check_asked("questions", self.questions, ("image", "region", "box"))
+        _check_asked("task_shares", self.task_shares, ("age", "loc", "toe"))
         if self.shard and self.routing == "separate":
             raise ValueError("separate adapters are frozen in turn within a step, which cut weights do not follow; turn shard off or take 'shared'")
 
@@ -147,6 +150,11 @@ class LanguageConfig:
 def _check_accumulate(accumulate: int) -> None:
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; a step is read in 1 part or more")
+
+
+def _check_asked(name: str, given: Mapping[str, float], known: tuple[str, ...]) -> None:
+    if not (given.keys() <= set(known) and min(given.values(), default=0) >= 0 and any(given.values())):
+        raise ValueError(f"{name} is {dict(given)}; give numbers from 0 on, one of them above 0, for {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +276,9 @@ def small_averaged() -> TrainConfig:
 
 
 def small_located() -> TrainConfig:
-    """The language stage for what is served: words are measured (decision 9), so three questions of four ask for a mask, or that there is none.
+    """The language stage for what is served: words are measured (decision 9), so most questions ask for a mask, or that there is none.
 
-    Their rows are half as long as those of explanations, and a step reads more of them.
+    Such questions are short, and a step reads more of them. As many as a face has: five of eight, where `small_averaged` asks two of six.
     """
     averaged = small_averaged()
     language = replace(

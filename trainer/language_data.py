@@ -267,7 +267,7 @@ def draw_questions(rng: np.random.Generator, questions: Sequence[Question], conf
     """As many of each level as the config asks, none twice, tasks by their share."""
     drawn: list[Question] = []
     for level, count in config.questions.items():
-        pool = [q for q in questions if q.level == level and config.task_shares[q.task]]
+        pool = [q for q in questions if q.level == level and config.task_shares.get(q.task)]
         if pool:
             share = np.array([config.task_shares[q.task] for q in pool])
             chosen = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=share / share.sum())

@@ -1,5 +1,6 @@
 """Questions of stage 2: every [SEG] finds its mask and its area, every box its token, and only answers are learned."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -140,10 +141,26 @@ def test_no_question_is_asked_twice_and_every_level_comes_up(vocabulary: Vocabul
 
 def test_a_task_without_a_share_is_never_asked(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = read(vocabulary, SAMPLES, monkeypatch)[0].questions
-    located = LanguageConfig(questions={"image": 2, "box": 1}, task_shares={"age": 0.0, "loc": 1.0, "toe": 0.0})
+    located = LanguageConfig(questions={"image": 2, "box": 1}, task_shares={"age": 0.0, "loc": 1.0})
     for seed in range(20):
         drawn = draw_questions(np.random.default_rng(seed), questions, located)
         assert [(q.task, q.level) for q in drawn] == [("loc", "image"), ("loc", "box")]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"task_shares": {"age": 1.0, "locate": 1.0}},
+        {"task_shares": {"age": 0.0}},
+        {"task_shares": {"age": 1.0, "loc": -0.5}},
+        {"questions": {}},
+        {"questions": {"face": 2}},
+    ],
+)
+def test_questions_that_nobody_can_ask_are_refused_before_training(wrong: dict[str, dict[str, float]]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"^{name} is .*; give numbers from 0 on, one of them above 0, for "):
+        replace(LanguageConfig(), **wrong)  # type: ignore[arg-type]
 
 
 def test_an_answer_whose_masks_do_not_match_is_refused(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
