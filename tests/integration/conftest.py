@@ -260,8 +260,7 @@ def new_stream(request: pytest.FixtureRequest, client: Client) -> Iterator[Strea
 
     yield make
     for worker in (worker for stream in streams for worker in stream.workers):
-        if worker.process.poll() is None:
-            worker.end(signal.SIGKILL)
+        worker.end(signal.SIGKILL)  # also one that has ended by itself: its pipe is to be closed
 
 
 @pytest.fixture
