@@ -92,7 +92,7 @@ def _mouth_warp(portrait: _Portrait, strength: float) -> Pixels:
 
 
 _STRENGTHS = {"astronaut": (1.0, 1.2), "astronaut, mirrored": (0.8, 1.1), "astronaut, closer": (0.8, 1.2)}
-"""Portrait to how strongly its mouth is widened (1 = plain to see). What the engine misses on these portraits is in docs/training.md."""
+"""Portrait to how strongly its mouth is widened (1 = plain to see). What the engine misses on these portraits is in docs/experiments.md."""
 
 
 def _oval(portrait: _Portrait, center_xy: NDArray[np.float32], radii_xy: tuple[float, float], *, feather: float) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from trainer.region_parser.train import load_parser
 
 PARITY_FACES = 100
 REGION_MASK_CUT = 0.2
-"""Of masks within their regions, chosen on *select* (docs/training.md): the mask decoder leaves the rims of regions out."""
+"""Of masks within their regions, chosen on *select* (docs/experiments.md): the mask decoder leaves the rims of regions out."""
 LICENCE_FILES = ("WEIGHTS_LICENCE.txt", "NOTICE.txt", "MODEL_CARD.md")
 
 

@@ -36,8 +36,8 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         pytest.param(("train", "--data", "d", "--run", "r", "--steps", "many"), "--steps", id="not-a-number"),
         pytest.param(
             ("train", "--data", "d", "--run", "r", "--recipe", "large"),
-            "choose from small, small_continued, small_longer, small_marked, small_graded, small_branch, small_averaged, small_located, "
-            "plain_classifier, tiny",
+            "choose from small, small_continued, small_longer, small_marked, small_graded, small_branch, small_onward, small_averaged, "
+            "small_located, plain_classifier, tiny",
             id="recipe",
         ),
         pytest.param(("train", "--data", "d", "--run", "r", "--stage", "third"), "choose vision, language or all", id="stage"),

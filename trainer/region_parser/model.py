@@ -1,7 +1,7 @@
 """Face crop -> FICT: the share of every pixel that each atom and each boundary arc takes.
 
 The annotator finds regions by two landmark models and a page of image rules (`trainer.annotator.regions`). Serving has neither; this network learns
-what they draw. It reads pixels alone, not the encoder's tokens: a displacement field read off those is 7 px of 224 wrong (docs/training.md), and a
+what they draw. It reads pixels alone, not the encoder's tokens: a displacement field read off those is 7 px of 224 wrong (docs/experiments.md), and a
 parser of its own stays right when an encoder is trained anew.
 
 Shapes: B faces, C channels, H W pixels, A the 112 atoms, G cells along a side of the answer.
