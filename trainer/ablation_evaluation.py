@@ -22,7 +22,7 @@ from engines.prompts import Task, Vocabulary, loc_answer, parse_markup
 from trainer import language_data
 from trainer.config import ModelConfig, TrainConfig
 from trainer.faces import fit
-from trainer.language_data import Features, InstructedFace, LanguageBatch, LanguageBatches, Question
+from trainer.language_data import Features, InstructedFace, LanguageBatch, Question, collate
 from trainer.model import FiFaMLLM, MaskOutput
 from trainer.samples import SIDE, Rle, Sample, TaskKind, TrueMask
 from trainer.shards import read_shards
@@ -227,12 +227,11 @@ def evaluate_language(
     Masks are compared on the mask grid, a cell counting as masked from one half on; a mask without a cell in the truth is not compared.
     """
     model.eval()
-    batches = LanguageBatches([item.face for item in faces], features.face_N, vocabulary, config.language)
     first_words = tuple(vocabulary.answer_ids(loc_answer(tampered))[0] for tampered in (True, False))
     means = Means()
     for start in track(range(0, len(faces), BATCH_FACES), description="evaluate"):
         items = faces[start : start + BATCH_FACES]
-        batch = batches.collate(np.arange(start, start + len(items)), [item.face.questions for item in items])
+        batch = collate(vocabulary, np.arange(start, start + len(items)), [item.face.questions for item in items])
         out = answered(model, features, batch, config)
         nll_BL = F.cross_entropy(out.logits_BLV.flatten(0, 1).float(), batch.target_BL.flatten(), ignore_index=-100, reduction="none")
         nll_BL = nll_BL.view_as(batch.target_BL)

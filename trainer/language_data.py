@@ -233,34 +233,7 @@ class LanguageBatches:
         rng = np.random.default_rng([self.config.seed, step])
         views = rng.integers(len(self.face_N), size=self.config.batch_faces)
         asked = [draw_questions(rng, self.faces[self.face_N[view]].questions, self.config) for view in views]
-        return self.collate(views[rows], asked[rows])
-
-    def collate(self, views: NDArray[np.int64], asked: Sequence[Sequence[Question]]) -> LanguageBatch:
-        """Lay the questions of each face behind one another and pad to the longest row."""
-        ids = self.vocabulary.ids
-        length = max(sum(len(q.prompt_ids) + len(q.answer_ids) - 1 for q in of_face) for of_face in asked)
-        inputs = torch.full((len(asked), length), ids[PAD])
-        target, question = torch.full_like(inputs, -100), torch.full_like(inputs, -1)
-        position = torch.zeros_like(inputs)
-        for row, of_face in enumerate(asked):
-            start = 0
-            for number, q in enumerate(of_face):
-                tokens = torch.tensor(q.prompt_ids + q.answer_ids)
-                end = start + len(tokens) - 1
-                inputs[row, start:end] = tokens[:-1]
-                target[row, start + len(q.prompt_ids) - 1 : end] = tokens[len(q.prompt_ids) :]
-                question[row, start:end], position[row, start:end] = number, torch.arange(end - start)
-                start = end
-        all_asked = [q for of_face in asked for q in of_face]
-        boxes = [q.box_xyxy for q in all_asked if q.box_xyxy is not None]
-        masks, areas = (np.concatenate([getattr(q, name) for q in all_asked]).astype(np.float32) / 255 for name in ("mask_MHW", "area_MHW"))
-        return LanguageBatch(
-            torch.from_numpy(np.asarray(views)), inputs, target, question, position,
-            (inputs == ids[BBOX]).nonzero(), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            (inputs == ids[SEG]).nonzero(), torch.from_numpy(masks),
-            torch.tensor([float(q.mask_known) for q in all_asked for _ in q.mask_MHW]),
-            torch.from_numpy(areas), torch.from_numpy(np.concatenate([q.area_known_M for q in all_asked])).float(),
-        )  # fmt: skip
+        return collate(self.vocabulary, views[rows], asked[rows])
 
 
 def draw_questions(rng: np.random.Generator, questions: Sequence[Question], config: LanguageConfig) -> list[Question]:
@@ -273,3 +246,31 @@ def draw_questions(rng: np.random.Generator, questions: Sequence[Question], conf
             chosen = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=share / share.sum())
             drawn += [pool[index] for index in chosen]
     return drawn
+
+
+def collate(vocabulary: Vocabulary, views: NDArray[np.int64], asked: Sequence[Sequence[Question]]) -> LanguageBatch:
+    """Lay the questions of each face behind one another and pad to the longest row."""
+    ids = vocabulary.ids
+    length = max(sum(len(q.prompt_ids) + len(q.answer_ids) - 1 for q in of_face) for of_face in asked)
+    inputs = torch.full((len(asked), length), ids[PAD])
+    target, question = torch.full_like(inputs, -100), torch.full_like(inputs, -1)
+    position = torch.zeros_like(inputs)
+    for row, of_face in enumerate(asked):
+        start = 0
+        for number, q in enumerate(of_face):
+            tokens = torch.tensor(q.prompt_ids + q.answer_ids)
+            end = start + len(tokens) - 1
+            inputs[row, start:end] = tokens[:-1]
+            target[row, start + len(q.prompt_ids) - 1 : end] = tokens[len(q.prompt_ids) :]
+            question[row, start:end], position[row, start:end] = number, torch.arange(end - start)
+            start = end
+    all_asked = [q for of_face in asked for q in of_face]
+    boxes = [q.box_xyxy for q in all_asked if q.box_xyxy is not None]
+    masks, areas = (np.concatenate([getattr(q, name) for q in all_asked]).astype(np.float32) / 255 for name in ("mask_MHW", "area_MHW"))
+    return LanguageBatch(
+        torch.from_numpy(np.asarray(views)), inputs, target, question, position,
+        (inputs == ids[BBOX]).nonzero(), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        (inputs == ids[SEG]).nonzero(), torch.from_numpy(masks),
+        torch.tensor([float(q.mask_known) for q in all_asked for _ in q.mask_MHW]),
+        torch.from_numpy(areas), torch.from_numpy(np.concatenate([q.area_known_M for q in all_asked])).float(),
+    )  # fmt: skip

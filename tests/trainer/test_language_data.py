@@ -12,7 +12,7 @@ from engines.preprocess import to_model_input
 from engines.prompts import BBOX, SEG, SEP, Vocabulary, loc_answer, question
 from trainer import language_data
 from trainer.config import LanguageConfig, tiny
-from trainer.language_data import InstructedFace, LanguageBatches, draw_questions, encode_views, instructed_faces, texts_of
+from trainer.language_data import InstructedFace, LanguageBatches, collate, draw_questions, encode_views, instructed_faces, texts_of
 from trainer.model import FiFaMLLM
 from trainer.samples import SIDE, BoxXYXY, Level, Rle, Sample, TrueMask
 from trainer.tokenizer import train_tokenizer
@@ -94,7 +94,7 @@ def test_a_phrase_shows_its_mask_within_its_region_and_localisation_within_what_
 def test_every_seg_and_every_box_stands_where_the_batch_says(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     faces = read(vocabulary, SAMPLES, monkeypatch)
     age, loc, toe, region, _, box, clean = faces[0].questions
-    batch = batches(vocabulary, faces).collate(np.array([0, 0]), [[age, clean, box], [toe, region, loc]])
+    batch = collate(vocabulary, np.array([0, 0]), [[age, clean, box], [toe, region, loc]])
     ids = batch.input_ids_BL
     assert all(ids[row, column] == vocabulary.ids[SEG] for row, column in batch.seg_at_M2.tolist())
     assert all(ids[row, column] == vocabulary.ids[BBOX] for row, column in batch.box_at_K2.tolist())
@@ -108,7 +108,7 @@ def test_every_seg_and_every_box_stands_where_the_batch_says(vocabulary: Vocabul
 def test_only_answers_are_learned_and_each_question_counts_for_itself(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     faces = read(vocabulary, SAMPLES, monkeypatch)
     age, loc, *_ = faces[0].questions
-    batch = batches(vocabulary, faces).collate(np.array([0, 0]), [[loc, age], [loc]])
+    batch = collate(vocabulary, np.array([0, 0]), [[loc, age], [loc]])
     for number, q in enumerate((loc, age)):
         own = batch.question_BL[0] == number
         ids, target = batch.input_ids_BL[0][own], batch.target_BL[0][own]
@@ -121,7 +121,7 @@ def test_only_answers_are_learned_and_each_question_counts_for_itself(vocabulary
 
 def test_doubtful_masks_do_not_count(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     faces = read(vocabulary, [sample("age", known=False)], monkeypatch)
-    assert batches(vocabulary, faces).collate(np.array([0]), [faces[0].questions]).mask_weight_M.tolist() == [0, 0]
+    assert collate(vocabulary, np.array([0]), [faces[0].questions]).mask_weight_M.tolist() == [0, 0]
 
 
 def test_a_batch_depends_on_seed_and_step_alone(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:

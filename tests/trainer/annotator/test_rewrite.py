@@ -134,7 +134,7 @@ def _drips(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.end_headers()
     with suppress(OSError):
-        for _ in range(100):
+        for _ in range(3_000):
             handler.wfile.write(b" ")
             handler.wfile.flush()
             time.sleep(0.02)
@@ -210,7 +210,7 @@ def test_a_dripping_answer_ends_at_the_deadline(serve: Callable[..., _Endpoint])
     rewriter = _rewriter(serve(_drips), timeout_s=0.15)
     started = time.monotonic()
     assert rewriter.rewrite(SOURCE, CLAIMS) == SOURCE
-    assert time.monotonic() - started < 0.15 * MAX_ATTEMPTS + 1.0
+    assert time.monotonic() - started < 0.15 * MAX_ATTEMPTS + 10.0  # one answer drips for a minute
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
