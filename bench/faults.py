@@ -30,8 +30,9 @@ from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, Stre
 from fifa_stream.consume import Consumer, Partition, Rebalance
 from fifa_stream.produce import Producer
 from fifa_stream.records import Verdict
-from fifa_stream.runner import Clients, Outcome, serve
+from fifa_stream.runner import Outcome
 from fifa_stream.send import frame_record
+from fifa_stream.serve import Clients, serve
 from fifa_stream.testing import ToyProcessor
 from fifa_stream.topic_reader import read_topic
 from fifa_stream.topics import create

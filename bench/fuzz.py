@@ -466,7 +466,7 @@ def run(numbers: Sequence[int], seed: int) -> Tally:
 
 
 def limits_of(settings: Settings) -> PipelineLimits:
-    """As `fifa_stream.runner.load_pipeline` sets them."""
+    """As `fifa_stream.serve.load_pipeline` sets them."""
     limits, video = settings.limits, VideoSettings()
     return PipelineLimits(
         decode=DecodeLimits(max_image_bytes=limits.max_record_bytes, max_pixels=limits.max_pixels),

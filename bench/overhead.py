@@ -24,9 +24,11 @@ from kafka import OffsetAndMetadata, TopicPartition
 
 from fifa_stream.cluster import create_topics
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings
+from fifa_stream.engine_thread import Result
 from fifa_stream.records import InputCoordinates, OutRecord, RawRecord, Verdict, parse_frame, verdict_record
-from fifa_stream.runner import Clients, Result, Runner, spare_the_collector
+from fifa_stream.runner import Runner
 from fifa_stream.send import frame_record
+from fifa_stream.serve import Clients, spare_the_collector
 from fifa_stream.testing import ToyProcessor, toy_result
 from tests.integration.apache_kafka import ApacheKafka
 

@@ -20,13 +20,15 @@ from typing import Any
 
 from engines import fict
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings, StreamSettings
+from fifa_stream.engine_thread import Result
 from fifa_stream.memory.changelog import KafkaChangelog, snapshot_record
 from fifa_stream.memory.partition import PartitionMemory, Snapshot
 from fifa_stream.memory.stream import MemoryLimits
 from fifa_stream.produce import KafkaProducer
 from fifa_stream.records import OutRecord, RawRecord, Verdict, parse_frame
-from fifa_stream.runner import Result, Runner, spare_the_collector
+from fifa_stream.runner import Runner
 from fifa_stream.send import frame_record
+from fifa_stream.serve import spare_the_collector
 from fifa_stream.testing import (
     InlineWorker,
     MemoryBroker,

@@ -28,8 +28,9 @@ from fifa_stream.cluster import create_topics, find_cluster
 from fifa_stream.config import BatchSettings, KafkaSettings, LimitSettings, RuntimeSettings, Settings, TelemetrySettings
 from fifa_stream.consume import KafkaConsumer
 from fifa_stream.records import OutRecord
-from fifa_stream.runner import Clients, Runner, spare_the_collector
+from fifa_stream.runner import Runner
 from fifa_stream.send import frame_record
+from fifa_stream.serve import Clients, spare_the_collector
 from fifa_stream.telemetry import Meter, Metric
 from fifa_stream.testing import InlineWorker, MemoryBroker, MemoryConsumer, MemoryProducer
 from fifa_stream.tracing import open_tracing

@@ -46,7 +46,8 @@ def run(config: ConfigOption = None) -> None:
     with clear_errors():
         import logging
 
-        from fifa_stream.runner import Outcome, load_pipeline, serve
+        from fifa_stream.runner import Outcome
+        from fifa_stream.serve import load_pipeline, serve
         from fifa_stream.telemetry import configure_logging
 
         settings = load_settings(config)

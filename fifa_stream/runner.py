@@ -7,39 +7,31 @@ in delivery goes back to the committed offsets with a new producer. `stop` may c
 import contextlib
 import functools
 import gc
-import importlib.util
 import logging
-import queue
-import signal
 import threading
 import time
-import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import FrameType
-from typing import NamedTuple, Protocol
 
 from engines.contracts import Label
-from fifa_stream import __version__
 from fifa_stream.batch_metrics import BatchMetrics
 from fifa_stream.claims import ClaimStore, FetchPool, Store
-from fifa_stream.cluster import BrokerError, Cluster, find_cluster
 from fifa_stream.commit import AtLeastOnce, Checkpoints, Committed, Committer, ExactlyOnce
-from fifa_stream.config import ConfigError, KafkaSettings, Settings
-from fifa_stream.consume import Consumer, KafkaConsumer
+from fifa_stream.config import Settings
+from fifa_stream.consume import Consumer
 from fifa_stream.dead_letters import DeadLetterGuard, TooManyDeadLetters, fitted_dead_letter
 from fifa_stream.drift import ScoreDrift
+from fifa_stream.engine_thread import BATCHES_AT_WORKER, Done, FrameProcessor, Result, Work, Worker, WorkerThread
 from fifa_stream.lag import LagReport
-from fifa_stream.memory.changelog import Changelog, KafkaChangelog
+from fifa_stream.memory.changelog import Changelog
 from fifa_stream.memory.member import MemberMemory
 from fifa_stream.memory.partition import Seen
 from fifa_stream.offsets import InOrder, OffsetTracker, Partition, Ticket
-from fifa_stream.produce import DeliveryError, KafkaProducer, Producer, check_topics
+from fifa_stream.produce import DeliveryError, Producer
 from fifa_stream.records import (
     SHADOW_SOURCE,
-    EngineIdentity,
     FrameRecord,
     OutRecord,
     RawRecord,
@@ -53,14 +45,12 @@ from fifa_stream.records import (
     verdict_record,
 )
 from fifa_stream.shadow import Shadow
-from fifa_stream.shedding import Shed, Shedder, ShedReason
+from fifa_stream.shedding import Shedder, ShedReason
 from fifa_stream.telemetry import (
     BATCH_RETRIES,
     COMMITS,
     DEAD_LETTERS_SENT,
     E2E_SECONDS,
-    ENGINE_INFO,
-    ENGINE_LOAD_SECONDS,
     FRAME_SECONDS,
     FRAMES_SHED,
     IN_FLIGHT_BYTES,
@@ -73,16 +63,12 @@ from fifa_stream.telemetry import (
     RECORDS_HANDED_OVER,
     RECORDS_POLLED,
     RESTARTS,
-    SHADOW_FRAMES,
-    SHADOW_INFO,
     STAGE_SECONDS,
     VERDICTS_SENT,
-    WORKER_INFO,
     Health,
-    HealthServer,
     Meter,
 )
-from fifa_stream.tracing import NoTracing, OpenSpan, Tracing, carrying, open_tracing
+from fifa_stream.tracing import NoTracing, OpenSpan, Tracing, carrying
 from fifa_stream.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -91,8 +77,6 @@ IDLE_POLL_S = 0.1
 """kafka-python has no wakeup: this bounds how late a stop is noticed."""
 BUSY_POLL_S = 0.01
 """While answers are due, so that a verdict does not wait for the next frame."""
-BATCHES_AT_WORKER = 2
-"""One running, one ready behind it."""
 HEADER_BYTES = 8 << 10
 """Kept free of kafka.max_request_bytes: more than key and headers of a verdict can take, each of them bounded, and the batch's own."""
 SETTLE_S = 5.0
@@ -101,30 +85,6 @@ COLLECT_EVERY_S = 5.0
 """Between two collections of garbage that forms cycles."""
 RETRY_FIRST_S = 0.1
 """Wait before the second try of a batch; doubled each time."""
-
-Result = Verdict | RecordError
-
-
-class FrameProcessor(Protocol):
-    """Frames to verdicts. Called by one thread."""
-
-    @property
-    def engine(self) -> EngineIdentity:
-        """Which weights answer, for `serve` to show."""
-        ...
-
-    @property
-    def score_baseline(self) -> Sequence[float]:
-        """Shares of scores that drift is measured against; empty where none are known."""
-        ...
-
-    def process(self, frames: Sequence[FrameRecord]) -> list[Result]:
-        """One result per frame, in order. Raises TransientError when the whole batch is worth another try."""
-        ...
-
-    def skip(self, frame: FrameRecord, shed: Shed) -> Verdict:
-        """The answer to a frame that is not looked at. Called by the loop's thread, beside `process`."""
-        ...
 
 
 class ProcessingError(Exception):
@@ -137,14 +97,6 @@ class Outcome(Enum):
     DRAINED = "drained"
     DRAIN_TIMEOUT = "drain timeout"
     ABORTED = "aborted"
-
-
-class Work(NamedTuple):
-    """A frame on its way, since when."""
-
-    ticket: Ticket
-    frame: FrameRecord
-    since: float
 
 
 @dataclass(slots=True, eq=False)
@@ -168,88 +120,6 @@ class Answer:
     """Of its metric: the reason, or the verdict's label."""
     num_sent: int = 1
     """Records whose acknowledgement is awaited."""
-
-
-class Done(NamedTuple):
-    """A batch that came back."""
-
-    batch: Sequence[Work]
-    results: Sequence[Result]
-    waited_s: float
-    """Of its first frame, for the engine."""
-    seconds: float
-    span: object | None
-    """Of the batch, for those of its frames; None where none is traced."""
-    shadows: Mapping[int, Verdict]
-    """Of a second engine, by place in the batch."""
-
-
-class Worker(Protocol):
-    """Where batches are processed, in order."""
-
-    @property
-    def has_room(self) -> bool:
-        """Whether `submit` may be called."""
-        ...
-
-    def submit(self, batch: Sequence[Work]) -> None:
-        """Hand a batch over."""
-        ...
-
-    def results(self) -> list[Done]:
-        """What has come back since the last call. Raises ProcessingError."""
-        ...
-
-    def close(self) -> None:
-        """Start nothing more. Does not wait for what runs."""
-        ...
-
-
-class WorkerThread:
-    """`Worker` on one daemon thread."""
-
-    def __init__(self, process: Callable[[Sequence[Work]], Done]) -> None:
-        self._process = process
-        self._inbox: queue.SimpleQueue[Sequence[Work] | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
-        self._num_inside = 0
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
-
-    @property
-    def has_room(self) -> bool:
-        """At most `BATCHES_AT_WORKER` inside."""
-        return self._num_inside < BATCHES_AT_WORKER
-
-    def submit(self, batch: Sequence[Work]) -> None:
-        """Queue a batch."""
-        self._num_inside += 1
-        self._inbox.put(batch)
-
-    def results(self) -> list[Done]:
-        """Take what is ready; re-raise what the thread died of."""
-        done: list[Done] = []
-        while not self._outbox.empty():
-            item = self._outbox.get()
-            if isinstance(item, BaseException):
-                raise item
-            self._num_inside -= 1
-            done.append(item)
-        return done
-
-    def close(self) -> None:
-        """End the thread after the batch it runs."""
-        self._closed.set()
-        self._inbox.put(None)
-
-    def _run(self) -> None:
-        while (batch := self._inbox.get()) is not None and not self._closed.is_set():
-            try:
-                self._outbox.put(self._process(batch))
-            except BaseException as error:  # carried to the loop, which stops the process
-                self._outbox.put(error)
-                return
 
 
 class TimedCollection:
@@ -792,194 +662,3 @@ def _begin_at_zero(meter: Meter) -> None:
         meter.add(COMMITS, 0, outcome=outcome.value)
     for event in ("assigned", "revoked", "lost"):
         meter.add(REBALANCES, 0, event=event)
-
-
-@contextlib.contextmanager
-def stop_on_signals(runner: Runner) -> Iterator[None]:
-    """SIGTERM and SIGINT drain; a second one abandons what is in flight. Main thread only."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        runner.stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def load_pipeline(settings: Settings, *, is_shadow: bool = False) -> FrameProcessor:
-    """Open the engine bundle that answers, or the one that is compared and explains nothing, and build what turns frames into verdicts.
-
-    Raises EngineError.
-    """
-    # Imported here: the loop itself needs no inference runtime, and toys run without one.
-    from engines.analyzer import Analyzer
-    from engines.bundle import bundled_engine, open_bundle
-    from fifa_stream.decode import DecodeLimits
-    from fifa_stream.detect import DetectLimits
-    from fifa_stream.infer import FramePipeline, PipelineLimits
-    from fifa_stream.video import VideoLimits
-
-    engine, limits, video = settings.engine, settings.limits, settings.video
-    max_bytes = max(limits.max_record_bytes, settings.claims.max_bytes)  # each way in has its own limit before
-    if is_shadow == (engine.roll_out == "promoted"):
-        folder, digest = engine.folder or bundled_engine(), engine.pinned_digest
-    else:
-        assert engine.candidate is not None, "settings are checked when they are made"
-        folder, digest = engine.candidate, engine.candidate_digest
-    bundle = open_bundle(folder, threads=engine.threads, pinned_digest=digest)
-    pipeline_limits = PipelineLimits(
-        decode=DecodeLimits(max_image_bytes=max_bytes, max_pixels=limits.max_pixels),
-        detect=DetectLimits(max_side_px=limits.max_side, max_faces=limits.max_faces, min_face_px=limits.min_face_px),
-        max_batch_faces=settings.batch.max_faces,
-        explain="never" if is_shadow else engine.explain,
-        video=VideoLimits(
-            max_bytes=max_bytes,
-            max_pixels=min(limits.max_pixels, video.max_pixels),
-            sample_fps=video.sample_fps,
-            max_frames=video.max_frames,
-            max_duration_s=video.max_duration_s,
-            max_decoded_frames=video.max_decoded_frames,
-            decode_timeout_s=video.decode_timeout_s,
-        ),
-        max_explained_frames=video.max_explained_frames,
-    )
-    role = "compared" if is_shadow else "answers"
-    logger.info("engine loaded: role=%s name=%s version=%s manifest=%s", role, bundle.manifest.name, bundle.manifest.version, bundle.manifest.digest)
-    follows = settings.streams.memory != "off" and settings.streams.appearance and not is_shadow
-    analyzer = Analyzer(bundle, operating_point=engine.operating_point, appearance=follows)
-    return FramePipeline(pipeline_limits, analyzer, bundle, stream_points=engine.stream_operating_points)
-
-
-def spare_the_collector() -> None:
-    """Keep what is loaded out of garbage collection, and make collections rare: a record is a dozen tuples that live for milliseconds and form no
-    cycle, and looking through those of a full pipeline again and again took a tenth of the loop's time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-
-
-class Clients:
-    """The clients of a broker, on the library that kafka.client names."""
-
-    def check(self, settings: Settings) -> None:
-        """Look the topics up. Raises TopicError."""
-        check_topics(settings.kafka, has_state=settings.has_state_topic)
-
-    def consumer(self, kafka: KafkaSettings, cluster: Cluster, max_poll_records: int) -> Consumer:
-        """The member of the group."""
-        if kafka.client == "confluent-kafka":
-            from fifa_stream.confluent import ConfluentConsumer
-
-            return ConfluentConsumer(kafka, is_tansu=cluster.is_tansu)
-        return KafkaConsumer(kafka, is_tansu=cluster.is_tansu, max_poll_records=max_poll_records)
-
-    def producers(self, kafka: KafkaSettings) -> Callable[[], Producer]:
-        """Makes producers; with exactly_once all under one transactional id, so that each ends what the one before left open."""
-        name = None
-        if kafka.processing_guarantee == "exactly_once":
-            name = kafka.transactional_id or f"{kafka.group_id}-{uuid.uuid4()}"
-        if kafka.client == "confluent-kafka":
-            from fifa_stream.confluent import ConfluentProducer
-
-            return lambda: ConfluentProducer(kafka, transactional_id=name)
-        return lambda: KafkaProducer(kafka, transactional_id=name)
-
-    def changelog(self, settings: Settings, cluster: Cluster, *, watchdog: Watchdog, alive: Callable[[], object]) -> Changelog | None:
-        """Where streams.memory = topic reads what is remembered."""
-        if not settings.has_state_topic:
-            return None
-        return KafkaChangelog(settings.kafka, is_tansu=cluster.is_tansu, watchdog=watchdog, alive=alive)
-
-
-def require_client(kafka: KafkaSettings) -> None:
-    """The library that kafka.client names must be installed. Raises ConfigError."""
-    if kafka.client == "confluent-kafka" and importlib.util.find_spec("confluent_kafka") is None:
-        raise ConfigError("setting kafka.client confluent-kafka: the package is not installed; pip install 'fifa-stream[confluent]'")
-
-
-def refuse_pretence(kafka: KafkaSettings) -> None:
-    """Of a broker whose transactions do not hold. Raises BrokerError where they are asked for."""
-    if kafka.processing_guarantee == "exactly_once":
-        raise BrokerError(
-            f"kafka.processing_guarantee exactly_once needs transactions that hold, and the broker at {kafka.bootstrap_servers} is Tansu, which "
-            "shows aborted records to read_committed readers; use Apache Kafka 2.5 or newer, or set at_least_once"
-        )
-
-
-def _load(load_processor: Callable[[], FrameProcessor], settings: Settings, meter: Meter) -> FrameProcessor:
-    began = time.monotonic()
-    processor = load_processor()
-    meter.set(ENGINE_LOAD_SECONDS, time.monotonic() - began)
-    kafka = settings.kafka
-    meter.set_all(ENGINE_INFO, {_labels(processor.engine): 1})
-    meter.set_all(WORKER_INFO, {(__version__, kafka.group_id, kafka.frames_topic, kafka.processing_guarantee): 1})
-    return processor
-
-
-def _labels(engine: EngineIdentity) -> tuple[str, ...]:
-    return engine.name, engine.version, engine.manifest_sha256, engine.backend, engine.precision
-
-
-def _load_shadow(load: Callable[[], FrameProcessor], settings: Settings, meter: Meter) -> Shadow | None:
-    if settings.engine.roll_out == "off":
-        return None
-    processor = load()
-    meter.set_all(SHADOW_INFO, {_labels(processor.engine): 1})
-    for outcome in ("agreed", "disagreed", "failed"):
-        meter.add(SHADOW_FRAMES, 0, outcome=outcome)
-    return Shadow(processor.engine, processor.process, share=settings.engine.shadow_share, meter=meter)
-
-
-def serve(
-    settings: Settings,
-    load_processor: Callable[[], FrameProcessor],
-    *,
-    load_shadow: Callable[[], FrameProcessor] | None = None,
-    clients: Clients | None = None,
-) -> Outcome:
-    """Run against Kafka until a signal; `load_shadow` is called where engine.roll_out compares two.
-
-    Raises ConfigError, BrokerError, TopicError, PortTaken, EngineError and what `Runner.run` does.
-    """
-    clients = clients or Clients()
-    health, meter = Health(), Meter()
-    with contextlib.ExitStack() as stack:
-        if settings.runtime.health_port:
-            server = HealthServer(health, meter, host=settings.runtime.health_host, port=settings.runtime.health_port)
-            stack.callback(server.close)
-        store = ClaimStore(settings.claims)
-        require_client(settings.kafka)
-        tracing = open_tracing(settings.telemetry, group=settings.kafka.group_id, meter=meter)
-        stack.callback(tracing.close)
-        cluster = find_cluster(settings.kafka, access=True)
-        if cluster.is_tansu:
-            refuse_pretence(settings.kafka)
-            logger.warning("the broker is Tansu: in memory, for demonstration; nothing survives its end")
-        watchdog = Watchdog()
-        watchdog.start()
-        stack.callback(watchdog.close)
-        processor = _load(load_processor, settings, meter)
-        shadow = None if load_shadow is None else _load_shadow(load_shadow, settings, meter)
-        open_producer = clients.producers(settings.kafka)
-        clients.check(settings)
-        consumer = clients.consumer(settings.kafka, cluster, settings.batch.max_frames * 2)
-        runner = Runner(
-            settings,
-            processor,
-            consumer=consumer,
-            open_producer=open_producer,
-            meter=meter,
-            health=health,
-            watchdog=watchdog,
-            store=store,
-            tracing=tracing,
-            score_baseline=settings.telemetry.score_baseline or processor.score_baseline,
-            shadow=shadow,
-            changelog=clients.changelog(settings, cluster, watchdog=watchdog, alive=health.turn),
-        )
-        spare_the_collector()
-        with stop_on_signals(runner):
-            return runner.run()

@@ -47,6 +47,7 @@ from engines.prompts import SPECIAL_TOKENS, Vocabulary, loc_answer, parse_markup
 from engines.runtime import Bound
 from fifa_stream.config import load
 from fifa_stream.consume import Partition, Rebalance, Watermark
+from fifa_stream.engine_thread import Done, Result, Work
 from fifa_stream.exits import ExitCode, clear_errors
 from fifa_stream.memory.changelog import Restore
 from fifa_stream.memory.partition import Snapshot
@@ -68,7 +69,8 @@ from fifa_stream.records import (
     RunLengths,
     Verdict,
 )
-from fifa_stream.runner import Done, Outcome, Result, Work, serve
+from fifa_stream.runner import Outcome
+from fifa_stream.serve import serve
 from fifa_stream.shedding import Shed, shed_verdict
 from fifa_stream.telemetry import configure_logging
 

@@ -13,7 +13,8 @@ from fifa_stream.config import BatchSettings, KafkaSettings, Settings
 from fifa_stream.offsets import OffsetTracker
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import OutRecord, RawRecord, Verdict
-from fifa_stream.runner import Outcome, Runner, refuse_pretence
+from fifa_stream.runner import Outcome, Runner
+from fifa_stream.serve import refuse_pretence
 from fifa_stream.testing import FakeClock, InlineWorker, MemoryBroker, MemoryConsumer, MemoryTransactions, ToyProcessor
 from fifa_stream.watchdog import Watchdog
 

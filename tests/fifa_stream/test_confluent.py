@@ -24,7 +24,7 @@ from fifa_stream.confluent import FIRST_NAP_S, KEPT_FETCHES, ConfluentConsumer, 
 from fifa_stream.consume import GroupError, Partition
 from fifa_stream.produce import DeliveryError, Fenced
 from fifa_stream.records import OutRecord, RawRecord
-from fifa_stream.runner import require_client
+from fifa_stream.serve import require_client
 from fifa_stream.testing import FakeClock
 
 FETCH = 1 << 10

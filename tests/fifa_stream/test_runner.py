@@ -25,6 +25,7 @@ from fifa_stream.config import (
     SheddingSettings,
 )
 from fifa_stream.dead_letters import TooManyDeadLetters
+from fifa_stream.engine_thread import BATCHES_AT_WORKER, FrameProcessor, Result, Worker, WorkerThread
 from fifa_stream.infer import FramePipeline, PipelineLimits
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import (
@@ -40,21 +41,8 @@ from fifa_stream.records import (
     parse_frame,
     verdict_record,
 )
-from fifa_stream.runner import (
-    BATCHES_AT_WORKER,
-    COLLECT_EVERY_S,
-    HEADER_BYTES,
-    FrameProcessor,
-    Outcome,
-    ProcessingError,
-    Result,
-    Runner,
-    TimedCollection,
-    Worker,
-    WorkerThread,
-    serve,
-    stop_on_signals,
-)
+from fifa_stream.runner import COLLECT_EVERY_S, HEADER_BYTES, Outcome, ProcessingError, Runner, TimedCollection
+from fifa_stream.serve import serve, stop_on_signals
 from fifa_stream.telemetry import BATCH_RETRIES, COMMITS, DEAD_LETTERS_SENT, RECORDS_HANDED_OVER, RESTARTS, VERDICTS_SENT, Health, Meter
 from fifa_stream.testing import (
     FakeClock,

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from engines.contracts import Label
 from fifa_stream.config import BatchSettings, EngineSettings, KafkaSettings, Settings
+from fifa_stream.engine_thread import Result, Worker
 from fifa_stream.produce import DeliveryError
 from fifa_stream.records import SHADOW_SOURCE, FrameRecord, OutRecord, RawRecord, Reason, RecordError, Verdict, parse_frame
-from fifa_stream.runner import Result, Runner, Worker
+from fifa_stream.runner import Runner
 from fifa_stream.shadow import Shadow
 from fifa_stream.telemetry import SHADOW_FRAMES, SHADOW_SCORE_DIFFERENCE, Meter
 from fifa_stream.testing import (

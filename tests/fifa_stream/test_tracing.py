@@ -18,9 +18,10 @@ from pydantic import ValidationError
 
 from fifa_stream import otlp
 from fifa_stream.config import BatchSettings, ConfigError, KafkaSettings, Settings, TelemetrySettings
+from fifa_stream.engine_thread import Result
 from fifa_stream.otlp import OtlpTracing
 from fifa_stream.records import FrameRecord, Headers, OutRecord, RawRecord, parse_frame
-from fifa_stream.runner import Result, Runner
+from fifa_stream.runner import Runner
 from fifa_stream.send import frame_record
 from fifa_stream.telemetry import SPANS, Meter, configure_logging
 from fifa_stream.testing import FakeClock, InlineWorker, MemoryBroker, MemoryConsumer, MemoryProducer, ToyProcessor
@@ -360,7 +361,7 @@ def test_an_exporter_that_hangs_neither_stops_the_loop_nor_the_end(monkeypatch: 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported() -> None:
     assert isinstance(open_tracing(TelemetrySettings()), NoTracing)
     code = (
-        "import sys, fifa_stream.cli, fifa_stream.runner, fifa_stream.send\n"
+        "import sys, fifa_stream.cli, fifa_stream.serve, fifa_stream.send\n"
         "from fifa_stream.config import TelemetrySettings\n"
         "from fifa_stream.tracing import open_tracing\n"
         "open_tracing(TelemetrySettings())\n"

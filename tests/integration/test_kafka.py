@@ -14,7 +14,7 @@ from bench import faults
 from fifa_stream.exits import ExitCode
 from fifa_stream.produce import Fenced, TransactionalProducer
 from fifa_stream.records import OutRecord, RawRecord
-from fifa_stream.runner import Clients
+from fifa_stream.serve import Clients
 from fifa_stream.topic_reader import read_topic
 
 from .apache_kafka import ApacheKafka
