@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from engines.analyzer import Analyzer, Answer, last_whole_sentence, sigmoid
+from engines.analyzer import Analyzer
 from engines.contracts import EngineError, FileSpec, Manifest, Precision, Sha256
+from engines.masks import last_whole_sentence
+from engines.questions import Answer, sigmoid
 from engines.sealed import SealError, SealFault, read_sealed, write_sealed
 
 PACK_NAME = "pack.json"

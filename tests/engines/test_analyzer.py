@@ -13,11 +13,13 @@ from PIL import Image
 from torch import nn
 
 from engines import fict
-from engines.analyzer import Analyzer, Answer, box_cells, last_whole_sentence, sigmoid, softmax
+from engines.analyzer import Analyzer, softmax
 from engines.bundle import Bundle
 from engines.claims import Measurement
 from engines.contracts import Analysis, AreaAnswer, AreaQuery, BundleError, BundleFault, EngineError, Explanation, Label, OperatingPoint, TensorSpec
+from engines.masks import box_cells, last_whole_sentence
 from engines.prompts import EOS, PHRASE, PHRASE_END, SEG, Task, loc_answer, parse_markup
+from engines.questions import Answer, sigmoid
 from engines.regions import NUM_CHANNELS, channels
 from engines.wording import measured, worded
 from trainer.model import FiFaMLLM
@@ -478,8 +480,8 @@ def test_a_place_that_has_no_phrase_of_its_own_is_left_to_the_decoder(reference:
     analyzer = Analyzer(marking_everything(with_parser(reference, "hair_top", "hair_top")[0]))
     encoded = analyzer.encode(crops(1))
     for concept in ("hair_all", "hair", "hair_top", None):
-        (places,) = analyzer._places_to_name(encoded, [analyzer._in_words(0, concept)])
-        assert places is None or set(places) <= set(analyzer._trie(concept).phrases)
+        (places,) = analyzer._teller._places_to_name(encoded, [analyzer._reader.in_words(0, concept)])
+        assert places is None or set(places) <= set(analyzer._reader.trie(concept).phrases)
         assert places != ()
 
 
@@ -514,8 +516,8 @@ def test_a_face_is_parsed_once_and_only_when_a_place_is_spoken_of(reference: Bun
 
 def test_an_area_is_looked_at_once_for_its_text_and_its_answer(reference: Bundle, crops: Crops) -> None:
     analyzer = Analyzer(with_parser(reference)[0])
-    looked, look = list[int](), analyzer._places
-    analyzer._places = lambda prefix, asked: looked.append(len(asked)) or look(prefix, asked)  # type: ignore[func-returns-value, method-assign]
+    looked, look = list[int](), analyzer._reader.places
+    analyzer._reader.places = lambda prefix, asked: looked.append(len(asked)) or look(prefix, asked)  # type: ignore[func-returns-value, method-assign]
     analyzer.analyze(crops(2), explain=["never"] * 2, queries=["nose", (0.0, 0.0, 28.0, 28.0)])
     assert sum(looked) == 3  # the region in the mirror image too
 
@@ -531,14 +533,14 @@ def test_measured_words_and_the_evidence_beside_them_are_of_the_same_pixels(refe
     analyzer, images = Analyzer(measuring(reference)), crops(3)
     encoded = analyzer.encode(images)
     answers = analyzer.ask(encoded, range(3), "age", [None] * 3)
-    explanations = analyzer._explanations(encoded, images, [analyzer._in_words(row, None) for row in range(3)], answers)
+    explanations = analyzer._explanations(encoded, images, [analyzer._reader.in_words(row, None) for row in range(3)], answers)
     for row, (answer, explanation) in enumerate(zip(answers, explanations, strict=True)):
         assert {evidence.concept for evidence in explanation.evidence} <= {"right_eyeball", "background"} and explanation.evidence
         shown = {e.concept: mask_HW >= 0.5 for e, mask_HW in zip(explanation.evidence, shown_at(explanation, 56), strict=True)}
         evidence = measured(images[row], analyzer.regions(encoded, [row])[row].drawn(56), shown, level="image")
         assert {item.concept: item.measured for item in evidence} == {e.concept: e.measured for e in explanation.evidence}
         assert all(set(e.usual) == set(e.measured) & set(get_args(Measurement)) and e.usual for e in explanation.evidence)
-        again = worded(evidence, forgery_type=analyzer._type(encoded, row), level="image", asked=None)
+        again = worded(evidence, forgery_type=analyzer._teller._type(encoded, row), level="image", asked=None)
         assert again is not None and parse_markup(again.markup)[0] == explanation.text and not answer.truncated
 
 
@@ -551,8 +553,8 @@ def test_the_decoder_writes_only_what_cannot_be_measured(reference: Bundle, crop
     wrote = list[int]()
     for bundle, written in ((measuring(reference), 0), (measuring(reference, "hair_top", "hair_top"), 0), (replace(reference), 2)):
         analyzer = Analyzer(bundle)
-        write = analyzer._written
-        analyzer._written = lambda e, asked, t, w=write: wrote.append(len(asked)) or w(e, asked, t)  # type: ignore[func-returns-value, method-assign, misc]
+        write = analyzer._teller._written
+        analyzer._teller._written = lambda e, asked, t, w=write: wrote.append(len(asked)) or w(e, asked, t)  # type: ignore[func-returns-value, method-assign, misc]
         answers = analyzer.ask(analyzer.encode(crops(2)), range(2), task, [None] * 2)
         assert wrote.pop() == written
         assert all(bool(answer.seg_embeds) == (task == "age") for answer in answers) or written
@@ -587,9 +589,9 @@ def test_an_answer_too_long_for_its_limit_names_fewer_places(reference: Bundle, 
         decoder = bundle.manifest.decoder.model_copy(update={"max_new_tokens": limit})
         analyzer = Analyzer(replace(bundle, manifest=bundle.manifest.model_copy(update={"decoder": decoder})))
         encoded = analyzer.encode(crops(1))
-        one, found = analyzer._in_words(0, None), analyzer.regions(encoded, [0])[0].drawn(56)
+        one, found = analyzer._reader.in_words(0, None), analyzer.regions(encoded, [0])[0].drawn(56)
         evidence = measured(encoded["crops"][0], found, {c: found.mask(c) for c in ("right_iris", "background")}, level="image")
-        words = analyzer._said(encoded, one, evidence, "age")
+        words = analyzer._teller._said(encoded, one, evidence, "age")
         assert words is None or len(words.ids) <= limit
         lengths.append(0 if words is None else len(words.told))
     assert lengths[0] == 2 and lengths == sorted(lengths, reverse=True) and lengths[-1] == 0
@@ -603,7 +605,7 @@ def test_a_region_asked_by_name_is_spoken_of_however_little_of_it_is_marked(refe
     speck_HW = np.zeros((size, size), np.float32)
     speck_HW[size // 2, 1] = 1.0
     for concept in ("right_iris", "right_eyeball"):
-        (place,) = analyzer._marked(encoded, analyzer._in_words(0, concept), found, speck_HW)
+        (place,) = analyzer._teller._marked(encoded, analyzer._reader.in_words(0, concept), found, speck_HW)
         assert place.mask_HW.any() and concept in fict.concepts()[place.concept].path
 
 

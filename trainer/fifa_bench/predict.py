@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines import fict
-from engines.analyzer import Analyzer, Answer, box_cells, softmax
+from engines.analyzer import Analyzer, softmax
 from engines.contracts import FORGERY_TYPES, AreaAnswer, AreaQuery
+from engines.masks import box_cells
 from engines.prompts import Task, parse_markup
+from engines.questions import Answer
 from trainer.faces import ImageHWC, fit
 from trainer.samples import SIDE, Level, PredictedMask, Prediction, Rle, Sample, TaskKind, write_jsonl
 
