@@ -18,7 +18,8 @@ from engines.bundle import Bundle, BundleError
 from engines.contracts import Analysis, Box, Label, Mask, tight_box
 from engines.preprocess import Crop, crop_face, whole_image_crop
 from fifa_stream.detect import DetectLimits
-from fifa_stream.infer import EncodedImage, PipelineLimits, box_in_crop, mask_in_frame, whole_pixels
+from fifa_stream.in_frame import box_in_crop, mask_in_frame, whole_pixels
+from fifa_stream.infer import EncodedImage, PipelineLimits
 from fifa_stream.records import InputCoordinates, NoteCode, Query, QueryAnswered, RawRecord, Reason, RecordError, RunLengths, Verdict, parse_frame
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
