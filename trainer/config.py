@@ -268,16 +268,16 @@ def small_branch() -> TrainConfig:
 
 
 def small_onward() -> TrainConfig:
-    """`small_graded` once more, from its bundle, for 1,400 steps, to be averaged with it (`trainer.soup`): steps are what scores still gain by.
+    """`small_graded` once more, from its bundle, for 1,300 steps, to be averaged with it (`trainer.soup`): steps are what scores still gain by.
     Two self-blends and two graded reals of 18 pairs, between what `small_graded` and `small_branch` have."""
     graded = small_graded()
     vision = replace(
         graded.vision,
-        steps=1400,
+        steps=1300,
         pairs={"dfdc": 8, "stargan": 3, "stylegan2": 1, "diffusion": 1, "self_blend": 2, "guided": 1, "graded": 2},
         look_share=0.4,
         seed=87,
-        eval_every=700,
+        eval_every=650,
     )
     return replace(graded, name="small_onward", vision=vision)
 

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import torch
 
-from engines.bundle import MANIFEST_NAME
-from trainer.checkpoint import load_model
 from trainer.config import TrainConfig
 from trainer.model import FiFaMLLM
-from trainer.warm_start import load_bundle_encoder
+from trainer.warm_start import load_encoder
 
 
 def average_encoders(config: TrainConfig, sources: Sequence[Path], shares: Sequence[float]) -> FiFaMLLM:
     """A model whose encoder is the mean of the sources' under `shares`; all else begins at random under the language stage's seed.
 
     A source is a sealed bundle or a finished stage of a run (`RUN/vision`). Raises ValueError for shares that are not one for each source or do not
-    sum to 1 and for encoders of other sizes, FileNotFoundError for a folder that is neither, and what `load_bundle_encoder` raises.
+    sum to 1 and for encoders of other sizes, FileNotFoundError for a folder that is neither, and what `load_encoder` raises.
     """
     if len(shares) != len(sources) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"{len(sources)} encoders and the shares {', '.join(f'{share:g}' for share in shares)}; give one for each, with the sum 1")
@@ -29,17 +27,7 @@ def average_encoders(config: TrainConfig, sources: Sequence[Path], shares: Seque
         for parameter in model.encoder.parameters():
             parameter.zero_()
         for source, share in zip(sources, shares, strict=True):
-            _load_encoder(other, source)
+            load_encoder(other, source)
             for parameter, added in zip(model.encoder.parameters(), other.encoder.parameters(), strict=True):
                 parameter.add_(added, alpha=share)
     return model
-
-
-def _load_encoder(model: FiFaMLLM, source: Path) -> None:
-    if (source / MANIFEST_NAME).is_file():
-        load_bundle_encoder(model, source)
-        return
-    trained, config = load_model(source)
-    if config.model != model.config:
-        raise ValueError(f"{source} is a model of other sizes; choose the recipe it was trained with")
-    model.encoder.load_state_dict(trained.encoder.state_dict())

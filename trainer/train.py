@@ -35,7 +35,7 @@ from trainer.language_data import Features, InstructedFace, LanguageBatch, Langu
 from trainer.metrics import Metrics
 from trainer.model import FaceEncoder, FiFaMLLM, add_adapters
 from trainer.processes import hold, join_processes, loss_shares, own_slices, seed_step, tell_of_emulation
-from trainer.warm_start import load_bundle_encoder
+from trainer.warm_start import load_encoder
 
 
 def choose_trained(model: FiFaMLLM, config: TrainConfig) -> None:
@@ -177,13 +177,13 @@ def vision_batches(batches: PairedBatches, accelerator: Accelerator, start: int)
 def train_vision(config: TrainConfig, faces: list[Face], run: Path, *, backbone: Path | None = None, bundle: Path | None = None) -> None:
     """Stage 1. Blocks until done; leaves `run/vision/` with the averaged model.
 
-    Begins with a pretrained `backbone` (Hugging Face folder), with all weights of a sealed `bundle`, or at random.
+    Begins with a pretrained `backbone` (Hugging Face folder), with the encoder of a sealed `bundle` or of another run's finished stage, or at random.
     """
     accelerator, vision = join_processes(), config.vision
     torch.manual_seed(vision.seed)
     model = FiFaMLLM(config.model)
     if bundle is not None:
-        load_bundle_encoder(model, bundle)
+        load_encoder(model, bundle)
     elif backbone is not None:
         load_backbone(model.encoder.backbone, backbone, config.model)
     if backbone is not None and model.mask_backbone is not None:
@@ -248,10 +248,10 @@ def with_ema_encoder(model: FiFaMLLM, ema: Ema) -> Iterator[FiFaMLLM]:
 
 
 def model_of_bundle(config: TrainConfig, bundle: Path) -> tuple[FiFaMLLM, TrainConfig]:
-    """A model with a bundle's encoder, in place of a checkpoint of the vision stage: the language stage begins anew on it."""
+    """A model with the encoder of a bundle or of another run, in place of a checkpoint of the vision stage: the language stage begins anew on it."""
     torch.manual_seed(config.language.seed)
     model = FiFaMLLM(config.model)
-    load_bundle_encoder(model, bundle)
+    load_encoder(model, bundle)
     return model, config
 
 

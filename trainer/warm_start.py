@@ -16,8 +16,9 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from engines.bundle import read_manifest, verify_files
+from engines.bundle import MANIFEST_NAME, read_manifest, verify_files
 from trainer.bundle import write_encoder, write_parts
+from trainer.checkpoint import load_model
 from trainer.config import ModelConfig
 from trainer.model import FiFaMLLM
 
@@ -33,6 +34,20 @@ def load_bundle_encoder(model: FiFaMLLM, bundle: Path) -> None:
         write_encoder(fresh, Path(scratch), precision="fp32")
         found = _recognised(fresh, Path(scratch), bundle)
     _overwrite(model, {name: weights for name, weights in found.items() if name.startswith("encoder.")}, bundle, prefix="encoder.")
+
+
+def load_encoder(model: FiFaMLLM, source: Path) -> None:
+    """Overwrite the encoder of a model with that of a sealed bundle or of a finished stage (`RUN/vision`).
+
+    Raises ValueError for one of other sizes, FileNotFoundError for a folder that is neither, and what `load_bundle_encoder` raises.
+    """
+    if (source / MANIFEST_NAME).is_file():
+        load_bundle_encoder(model, source)
+        return
+    trained, config = load_model(source)
+    if config.model != model.config:
+        raise ValueError(f"{source} is a model of other sizes; choose the recipe it was trained with")
+    model.encoder.load_state_dict(trained.encoder.state_dict())
 
 
 def load_bundle(model: FiFaMLLM, bundle: Path) -> None:

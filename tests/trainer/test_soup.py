@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from engines.bundle import MANIFEST_NAME
-from trainer import soup
+from trainer import warm_start
 from trainer.checkpoint import save_model
 from trainer.config import TrainConfig, tiny
 from trainer.model import FiFaMLLM
 from trainer.soup import average_encoders
-from trainer.train import continued
+from trainer.train import continued, model_of_bundle
 
 
 def filled(value: float, config: TrainConfig | None = None) -> FiFaMLLM:
@@ -29,7 +29,7 @@ def bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     def load(model: FiFaMLLM, bundle: Path) -> None:
         model.encoder.load_state_dict(filled(float(bundle.name)).encoder.state_dict())
 
-    monkeypatch.setattr(soup, "load_bundle_encoder", load)
+    monkeypatch.setattr(warm_start, "load_bundle_encoder", load)
     for name in ("1", "5"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST_NAME).touch()
@@ -51,6 +51,13 @@ def test_every_weight_of_the_encoder_is_the_mean_under_the_shares(bundles: list[
 def test_a_run_is_averaged_with_the_engine_that_it_began_from(bundles: list[Path], tmp_path: Path) -> None:
     model = average_encoders(tiny(), [bundles[0], finished(tmp_path / "run", tiny(), 2.0)], [0.5, 0.5])
     assert all(torch.equal(parameter, torch.full_like(parameter, 1.5)) for parameter in model.encoder.parameters())
+
+
+def test_a_stage_begins_with_the_encoder_of_a_bundle_or_of_another_run(bundles: list[Path], tmp_path: Path) -> None:
+    for source, value in ((bundles[1], 5.0), (finished(tmp_path / "run", tiny(), 2.0), 2.0)):
+        model, _ = model_of_bundle(tiny(), source)
+        assert all(torch.equal(parameter, torch.full_like(parameter, value)) for parameter in model.encoder.parameters())
+        assert not any(torch.equal(parameter, torch.full_like(parameter, value)) for parameter in model.mask_decoder.parameters())
 
 
 def test_what_is_no_encoder_of_the_recipe_is_refused(bundles: list[Path], tmp_path: Path) -> None:
