@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import encoders
-from bench.encoders import column, score, separation, sets_of
+from bench.encoders import column, found_where, score, separation, sets_of
 from trainer.config import tiny
 from trainer.faces import Face
 from trainer.model import FiFaMLLM
@@ -34,6 +34,11 @@ def test_nothing_of_report_or_train_chooses_an_encoder(judged: list[Face]) -> No
 def test_separation_counts_fakes_above_all_but_one_percent_of_the_reals() -> None:
     real, fake = np.linspace(0, 1, 100), np.array([0.5, 0.985, 2.0, 3.0])
     assert separation(np.arange(104) >= 100, np.concatenate([real, fake])) == "0.870 / 0.500"
+
+
+def test_what_is_found_is_counted_above_the_cut_that_so_many_reals_pass() -> None:
+    real, fake = np.array([0.0, 4.0, 1.0, 3.0, 2.0]), np.array([0.5, 2.5, 3.5, 9.0])
+    assert [found_where(passing, real, fake) for passing in (0, 1, 2, 4, 5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_a_column_has_every_row_and_the_same_encoder_the_same_column(judged: list[Face]) -> None:
