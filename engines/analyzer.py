@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
+from itertools import compress, repeat
+from operator import not_
 from typing import Any, Literal
 
 import numpy as np
@@ -88,10 +89,9 @@ class Analyzer:
         self.operating_point: OperatingPoint = find_operating_point(self.manifest, operating_point)
         self._clock_s = clock_s
         self._has_appearance = appearance
-        self._is_measured = (wording or self.manifest.wording) == "measured" and "region_parser" in bundle.engines
         self._reader = Reader(bundle, slots=slots, drafts=drafts, clock_s=clock_s)
         self._drawer = MaskDrawer(bundle)
-        self._teller = Teller(bundle, self._reader, self._drawer, is_measured=self._is_measured, clock_s=clock_s)
+        self._teller = Teller(bundle, self._reader, self._drawer, wording=wording, clock_s=clock_s)
         self._projection_FA: NDArray[np.float32] | None = None
 
     @property
@@ -262,19 +262,11 @@ class Analyzer:
     ) -> list[Answer]:
         """`tell`, beside questions about areas; `points_B` by row of the batch."""
         scores_B = self.calibrated(encoded["det_logit"])
-        clean = self._bundle.vocabulary.tokenizer.encode(loc_answer(False)).ids
-        answers = [Answer(list(clean)) for _ in asked]
         points_B = points_B or [self.operating_point] * len(scores_B)
-        doubted = [n for n, one in enumerate(asked) if one.level != "image" or scores_B[one.row] >= points_B[one.row].real_below]
-        if self._is_measured and task != "loc" and "regions" in encoded:
-            untouched = sorted(set(range(len(asked))) - set(doubted))
-            faces = self.regions(encoded, [asked[number].row for number in untouched])
-            for number in untouched:
-                if ids := self._teller.told_clean(encoded, asked[number], faces[asked[number].row].drawn(self.manifest.preprocess.image_size)):
-                    answers[number].ids, answers[number].words = ids, "measured"
-        for number, answer in zip(doubted, self._teller.tell(encoded, [asked[n] for n in doubted], task), strict=True):
-            answers[number] = answer
-        return answers
+        is_doubted = [one.level != "image" or bool(scores_B[one.row] >= points_B[one.row].real_below) for one in asked]
+        untouched = iter(self._teller.tell_clean(encoded, list(compress(asked, map(not_, is_doubted))), task))
+        doubted = iter(self._teller.tell(encoded, list(compress(asked, is_doubted)), task))
+        return [next(doubted if doubt else untouched) for doubt in is_doubted]
 
     def decode(self, prefix_embeds_BPE: NDArray[np.float32], task: Task) -> list[Answer]:
         """Answer one task about the whole face for each row."""

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from engines import wording as measured_words
 from engines.bundle import Bundle
-from engines.contracts import FORGERY_TYPES
+from engines.contracts import FORGERY_TYPES, Wording
 from engines.decode import End, Question
 from engines.findings import FACE_PARTS, ConceptEvidence, farthest, usual_at, within
 from engines.masks import MaskDrawer, at_crop_size, box_cells
-from engines.prompts import Task, parse_markup
+from engines.prompts import Task, loc_answer, parse_markup
 from engines.questions import Answer, Asked, Reader, Shown
 from engines.regions import Regions
 from engines.wording import MOST_PLACES
@@ -44,12 +44,13 @@ class Teller:
     """Words for encoded faces and what is asked about them, each with the [SEG] states of its phrases."""
 
     def __init__(
-        self, bundle: Bundle, reader: Reader, drawer: MaskDrawer, *, is_measured: bool, clock_s: Callable[[], float] = time.monotonic
+        self, bundle: Bundle, reader: Reader, drawer: MaskDrawer, *, wording: Wording | None = None, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
-        """`is_measured` says what is measured; otherwise the decoder writes."""
+        """`wording` is the manifest's where it is None; without a region parser the decoder writes."""
         self._bundle, self._manifest = bundle, bundle.manifest
         self._reader, self._drawer = reader, drawer
-        self._is_measured, self._clock_s = is_measured, clock_s
+        self._is_measured = (wording or self._manifest.wording) == "measured" and "region_parser" in bundle.engines
+        self._clock_s = clock_s
 
     def tell(self, encoded: dict[str, NDArray[Any]], asked: Sequence[Asked], task: Task) -> list[Answer]:
         """Answer one question for each of `asked`, in their order."""
@@ -60,7 +61,16 @@ class Teller:
         told |= zip(left, self._written(encoded, [asked[number] for number in left], task), strict=True)
         return [told[number] for number in range(len(asked))]
 
-    def told_clean(self, encoded: dict[str, NDArray[Any]], one: Asked, found: Regions) -> list[int]:
+    def tell_clean(self, encoded: dict[str, NDArray[Any]], asked: Sequence[Asked], task: Task) -> list[Answer]:
+        """Answer about faces that their scores call real: what is measured on them, else localisation's sentence."""
+        measured: list[list[int]] = [[] for _ in asked]
+        if self._is_measured and task != "loc" and "regions" in encoded:
+            faces = self._drawer.regions(encoded, [one.row for one in asked])
+            measured = [self._told_clean(encoded, one, faces[one.row].drawn(self._side)) for one in asked]
+        fixed = self._bundle.vocabulary.tokenizer.encode(loc_answer(False)).ids
+        return [Answer(ids, words="measured") if ids else Answer(list(fixed)) for ids in measured]
+
+    def _told_clean(self, encoded: dict[str, NDArray[Any]], one: Asked, found: Regions) -> list[int]:
         """What a face or an area that is called untouched is told; empty where too little of it is seen."""
         crop_HWC, area_HW = encoded["crops"][one.row], None
         if one.box is not None:
@@ -121,7 +131,7 @@ class Teller:
             elif one.level == "image" or place.tampered_probability >= 0.5:
                 if words := self._said(encoded, one, self._marked(encoded, one, found[one.row], mask_HW), task):
                     drafts[number] = _Draft(one, found[one.row], words)
-            elif ids := self.told_clean(encoded, one, found[one.row]):
+            elif ids := self._told_clean(encoded, one, found[one.row]):
                 told[number] = Answer(ids, within=one.box, words="measured")
         if task == "toe":
             return told | {number: Answer(draft.words.ids, within=draft.one.box, words="measured") for number, draft in drafts.items()}
